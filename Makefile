@@ -1,0 +1,58 @@
+# Two commands set everything up: `make demo` and `make test`. The rest is listed by `make help`.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/sluice: one static binary, no cgo, no clang.
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/sluice ./cmd/sluice
+
+.PHONY: demo
+demo: build ## Serve ClusterIPs end to end on this machine, in namespaces of its own (root).
+	./bin/sluice demo
+
+.PHONY: test
+test: ## Run every unit and lab test with the race detector (root, gcc).
+	$(GO) test -race -timeout 10m $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: ## Run the micro-benchmarks: parse, lookup, rewrite and the whole user-side path.
+	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./nat ./flowtable ./service ./dataplane/...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck.
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt would change: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: generate
+generate: clang ## Compile the classifier and write its Go bindings again (needs clang).
+	$(GO) generate ./xdpprog
+
+.PHONY: check-generated
+check-generated: generate ## Prove that the committed classifier is what its source compiles to.
+	git diff --exit-code -- xdpprog
+	@test -z "$$(git status --porcelain -- xdpprog)" || { git status --short -- xdpprog; exit 1; }
+
+.PHONY: clang
+clang:
+	@command -v clang-14 >/dev/null && command -v llvm-strip-14 >/dev/null || { \
+		echo "installing clang-14 and llvm-14 (Debian packages)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends clang-14 llvm-14 >/dev/null; }
+
+.PHONY: fmt
+fmt: ## Format Go and C sources.
+	gofmt -w $$(git ls-files '*.go')
+	@command -v clang-format-14 >/dev/null && clang-format-14 -i $$(git ls-files 'xdpprog/*.c' 'xdpprog/*.h') || echo "clang-format-14 is not installed: C sources left alone"
+
+.PHONY: clean
+clean: ## Remove what the build made.
+	rm -rf bin
