@@ -1,0 +1,230 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Allowed words of the fields that have words.
+var (
+	Modes      = []string{"front", "alone"}
+	XDPModes   = []string{"auto", "native", "generic"}
+	Selections = []string{"consistent", "random", "roundRobin"}
+	OnExits    = []string{"remove", "keep"}
+	LogLevels  = []string{"debug", "info", "warn", "error"}
+	LogFormats = []string{"auto", "text", "json"}
+)
+
+// Bounds of numbers. Those that the rooms below have too are theirs: a value
+// that is refused here would be refused there, after half the work.
+const (
+	maxNameLength   = 15 // IFNAMSIZ less the zero
+	maxWorkers      = 256
+	minFrames       = 256
+	maxFrames       = 1 << 24
+	minRingSize     = 64
+	maxRingSize     = 32768
+	maxFlowCapacity = 1 << 24
+	// The flow table's clock has 32 bits of about a millisecond and compares
+	// by half its range, 26 days.
+	maxFlowTimeout = 20 * 24 * time.Hour
+	minStaleAfter  = 100 * time.Millisecond // twice the beat of a sleeping worker
+	maxHoldKnown   = time.Minute
+	maxBusySpin    = time.Second
+)
+
+// Check says what cannot be. The error is a Problems. It judges the words
+// alone; it does not look at the machine.
+func (d *Draft) Check() error {
+	c := checker{draft: d}
+	c.word("mode", d.Mode, Modes)
+	c.interfaces()
+	c.absolute("manifests", d.Manifests)
+	c.word("selection", d.Selection, Selections)
+
+	c.number("workers", d.Workers, 0, maxWorkers)
+	c.duration("busySpin", d.BusySpin, 0, maxBusySpin)
+	if d.Frames != 0 {
+		c.number("frames", d.Frames, minFrames, maxFrames)
+	}
+	if d.FrameSize != 2048 && d.FrameSize != 4096 {
+		c.refuse("frameSize", "want 2048 or 4096, got %d", d.FrameSize)
+	}
+	if d.RingSize < minRingSize || d.RingSize > maxRingSize || d.RingSize&(d.RingSize-1) != 0 {
+		c.refuse("ringSize", "want a power of two from %d to %d, got %d", minRingSize, maxRingSize, d.RingSize)
+	}
+	c.number("flowTable.capacity", d.FlowTable.Capacity, 1, maxFlowCapacity)
+
+	ct := &d.Conntrack
+	c.duration("conntrack.tcpOpeningTimeout", ct.TCPOpeningTimeout, time.Second, maxFlowTimeout)
+	c.duration("conntrack.tcpEstablishedTimeout", ct.TCPEstablishedTimeout, time.Second, maxFlowTimeout)
+	c.duration("conntrack.tcpCloseWaitTimeout", ct.TCPCloseWaitTimeout, time.Second, maxFlowTimeout)
+	c.duration("conntrack.udpTimeout", ct.UDPTimeout, time.Second, maxFlowTimeout)
+	c.duration("conntrack.udpStreamTimeout", ct.UDPStreamTimeout, time.Second, maxFlowTimeout)
+
+	c.duration("heartbeat.staleAfter", d.Heartbeat.StaleAfter, minStaleAfter, maxHoldKnown)
+	c.duration("heartbeat.holdKnown", d.Heartbeat.HoldKnown, 0, maxHoldKnown)
+	if d.Heartbeat.HoldKnown < d.Heartbeat.StaleAfter {
+		c.refuse("heartbeat.holdKnown", "want at least heartbeat.staleAfter (%v), got %v", d.Heartbeat.StaleAfter, d.Heartbeat.HoldKnown)
+	}
+
+	c.word("onExit", d.OnExit, OnExits)
+	if d.PinPath != "" {
+		c.absolute("pinPath", d.PinPath)
+	}
+	c.absolute("runDir", d.RunDir)
+	c.deviceName("returnPort", d.ReturnPort, len("-out"))
+
+	c.addresses()
+	c.word("logging.level", d.Logging.Level, LogLevels)
+	c.word("logging.format", d.Logging.Format, LogFormats)
+	return c.problems.orNil()
+}
+
+// Warnings says what is allowed and yet deserves a word in the log.
+func (d *Draft) Warnings() []string {
+	var warnings []string
+	for _, a := range []struct{ field, value string }{
+		{"healthzBindAddress", d.HealthzBindAddress},
+		{"metricsBindAddress", d.MetricsBindAddress},
+	} {
+		if addr, err := netip.ParseAddrPort(a.value); err == nil && !addr.Addr().Unmap().IsLoopback() {
+			warnings = append(warnings, fmt.Sprintf("%s %s is not loopback: whoever reaches this node's address can read it", a.field, a.value))
+		}
+	}
+	return warnings
+}
+
+// checker collects what is wrong with a draft.
+type checker struct {
+	draft    *Draft
+	problems Problems
+}
+
+// refuse complains about a field. A flag is its own name, so that the path
+// beside it would only be noise.
+func (c *checker) refuse(path, format string, args ...any) {
+	origin := c.draft.origin[path]
+	for up := path; origin == "" && up != ""; {
+		up = up[:max(0, strings.LastIndexAny(up, ".["))]
+		origin = c.draft.origin[up]
+	}
+	if strings.HasPrefix(origin, "--") {
+		path = ""
+	}
+	c.problems = append(c.problems, Problem{origin, path, fmt.Sprintf(format, args...)})
+}
+
+func (c *checker) word(path, value string, allowed []string) {
+	if !slices.Contains(allowed, value) {
+		c.refuse(path, "want %s, got %q", alternatives(allowed), value)
+	}
+}
+
+// alternatives writes "a, b or c".
+func alternatives(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
+func (c *checker) number(path string, value, least, most int) {
+	if value < least || value > most {
+		c.refuse(path, "want %d to %d, got %d", least, most, value)
+	}
+}
+
+func (c *checker) duration(path string, value Duration, least, most time.Duration) {
+	if v := time.Duration(value); v < least || v > most {
+		c.refuse(path, "want %v to %v, got %v", Duration(least), Duration(most), value)
+	}
+}
+
+func (c *checker) absolute(path, value string) {
+	if !filepath.IsAbs(value) {
+		c.refuse(path, "want an absolute path, got %q", value)
+	}
+}
+
+// deviceName refuses what the kernel's dev_valid_name (net/core/dev.c) does,
+// with room left for what will be added to it.
+func (c *checker) deviceName(path, name string, room int) bool {
+	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || !unicode.IsPrint(r) }
+	switch {
+	case name == "":
+		c.refuse(path, "missing; want the name of a network device")
+	case len(name) > maxNameLength-room:
+		c.refuse(path, "want at most %d characters, got %q", maxNameLength-room, name)
+	case name == "." || name == ".." || strings.ContainsFunc(name, bad):
+		c.refuse(path, "%q cannot be the name of a network device", name)
+	default:
+		return true
+	}
+	return false
+}
+
+func (c *checker) interfaces() {
+	d := c.draft
+	seen := map[string]bool{}
+	for i := range d.Interfaces {
+		f := &d.Interfaces[i]
+		path := fmt.Sprintf("interfaces[%d]", i)
+		if f.XDPMode == "" {
+			f.XDPMode = defaultXDPMode
+		}
+		c.word(path+".xdpMode", f.XDPMode, XDPModes)
+		if !c.deviceName(path+".name", f.Name, 0) {
+			continue
+		}
+		switch {
+		case seen[f.Name]:
+			c.refuse(path+".name", "%s is named twice", f.Name)
+		case f.Name == d.ReturnPort+"-out" || f.Name == d.ReturnPort+"-in":
+			c.refuse(path+".name", "%s belongs to the return port, which Sluice makes and serves by itself", f.Name)
+		case f.Name == "lo":
+			c.refuse(path+".name", "lo cannot be served: no frames of pods or of the wire pass it")
+		}
+		seen[f.Name] = true
+	}
+}
+
+func (c *checker) addresses() {
+	d := c.draft
+	health, healthOK := c.address("healthzBindAddress", d.HealthzBindAddress)
+	metrics, metricsOK := c.address("metricsBindAddress", d.MetricsBindAddress)
+	if healthOK && metricsOK && health == metrics && health.Port() != 0 {
+		c.refuse("metricsBindAddress", "%v is the healthzBindAddress too; want two addresses", metrics)
+	}
+	if !d.EnableProfiling {
+		return
+	}
+	switch {
+	case d.MetricsBindAddress == "":
+		c.refuse("enableProfiling", "profiles are served at metricsBindAddress, which is empty")
+	case metricsOK && !metrics.Addr().Unmap().IsLoopback():
+		c.refuse("enableProfiling", "profiles are served on loopback only, and metricsBindAddress is %v", metrics)
+	}
+}
+
+// address checks IP:port; the empty one is allowed.
+func (c *checker) address(path, value string) (netip.AddrPort, bool) {
+	if value == "" {
+		return netip.AddrPort{}, false
+	}
+	host, port, err := net.SplitHostPort(value)
+	if err == nil {
+		ip, ipErr := netip.ParseAddr(host)
+		number, portErr := strconv.ParseUint(port, 10, 16)
+		if ipErr == nil && portErr == nil {
+			return netip.AddrPortFrom(ip, uint16(number)), true
+		}
+	}
+	c.refuse(path, "want an IP address and a port such as 127.0.0.1:10356 or [::1]:10356, got %q", value)
+	return netip.AddrPort{}, false
+}

@@ -1,0 +1,211 @@
+package config
+
+import (
+	"strings"
+	"time"
+)
+
+// The identity of the configuration file.
+const (
+	APIVersion = "sluice.dev/v1alpha1"
+	Kind       = "SluiceConfiguration"
+)
+
+// Duration is a time.Duration that is written as Go writes it, "250ms".
+type Duration time.Duration
+
+// String writes the duration as one types it: without the zero units of
+// time.Duration and without its Greek letter.
+func (d Duration) String() string {
+	s := strings.Replace(time.Duration(d).String(), "µs", "us", 1)
+	for _, zero := range []string{"m0s", "h0m"} {
+		if n := len(s) - len(zero); n > 0 && s[n:] == zero {
+			s = s[:n+1]
+		}
+	}
+	return s
+}
+
+// Configuration is the daemon's configuration file. Where a field means what
+// it means to kube-proxy, it has kube-proxy's name.
+type Configuration struct {
+	// APIVersion is the version of this file's form.
+	APIVersion string `yaml:"apiVersion"`
+	// Kind is the kind of this file.
+	Kind string `yaml:"kind"`
+
+	// Mode says which Services are served and who serves what is passed:
+	// front (beside kube-proxy, which stays the fallback) or alone (in
+	// kube-proxy's place).
+	Mode string `yaml:"mode"`
+	// HostnameOverride is this node's name in EndpointSlices, which decides
+	// which endpoints are local. Empty: the host's name.
+	HostnameOverride string `yaml:"hostnameOverride"`
+	// Interfaces are the network devices to serve. At least one is needed, here
+	// or by --interface.
+	Interfaces []Interface `yaml:"interfaces"`
+	// Manifests is the folder of Service and EndpointSlice manifests (YAML or
+	// JSON), which is watched: an edit takes effect at once.
+	Manifests string `yaml:"manifests"`
+	// Selection is how a new flow's backend is chosen: consistent (a keyed hash
+	// of the flow, the same after a restart), random or roundRobin.
+	Selection string `yaml:"selection"`
+
+	// Workers is the number of packet loops. 0: half the processors, at least
+	// one.
+	Workers int `yaml:"workers"`
+	// BusySpin is how long a worker without traffic spins before it sleeps:
+	// latency against processor time. 0s: it sleeps at once.
+	BusySpin Duration `yaml:"busySpin"`
+	// Frames is the number of frames of packet memory, which is locked. 0:
+	// enough for every queue of every interface.
+	Frames int `yaml:"frames"`
+	// FrameSize is the size of a frame in bytes: 2048 or 4096. A packet must
+	// fit into one frame.
+	FrameSize int `yaml:"frameSize"`
+	// RingSize is the number of descriptors in each of a socket's four rings, a
+	// power of two.
+	RingSize int `yaml:"ringSize"`
+	// FlowTable is the table of known flows.
+	FlowTable FlowTable `yaml:"flowTable"`
+	// Conntrack is how long a flow without traffic is remembered.
+	Conntrack Conntrack `yaml:"conntrack"`
+	// Heartbeat is what the kernel does when the daemon hangs or is away.
+	Heartbeat Heartbeat `yaml:"heartbeat"`
+
+	// OnExit is what is left when the daemon stops: remove (nothing) or keep
+	// (programs, flow table and return port, which a restart adopts; connections
+	// live through an update).
+	OnExit string `yaml:"onExit"`
+	// PinPath is the folder on a bpffs where programs and the flow table are
+	// pinned. Empty: /sys/fs/bpf/sluice with onExit keep; no pins with onExit
+	// remove, and then a daemon that is killed takes its programs with it.
+	PinPath string `yaml:"pinPath"`
+	// RunDir is the folder of the lock that keeps a second instance out.
+	RunDir string `yaml:"runDir"`
+	// ReturnPort is the first part of the names of the return port's two
+	// devices, "-out" and "-in".
+	ReturnPort string `yaml:"returnPort"`
+	// ReplaceForeignXDP allows an XDP program that is not Sluice's to be thrown
+	// off an interface.
+	ReplaceForeignXDP bool `yaml:"replaceForeignXDP"`
+
+	// HealthzBindAddress is where /livez, /readyz and /healthz answer. Empty:
+	// nowhere. The port is not kube-proxy's 10256, for the two run side by side.
+	HealthzBindAddress string `yaml:"healthzBindAddress"`
+	// MetricsBindAddress is where /metrics answers. Empty: nowhere. The port is
+	// not kube-proxy's 10249.
+	MetricsBindAddress string `yaml:"metricsBindAddress"`
+	// BindAddressHardFail makes an address that cannot be bound fatal. Otherwise
+	// it is logged and tried again every five seconds.
+	BindAddressHardFail bool `yaml:"bindAddressHardFail"`
+	// EnableProfiling serves /debug/pprof/ beside /metrics, which must then be
+	// on loopback.
+	EnableProfiling bool `yaml:"enableProfiling"`
+	// Logging is what is logged, and how.
+	Logging Logging `yaml:"logging"`
+	// Debug is for finding faults in Sluice itself.
+	Debug Debug `yaml:"debug"`
+}
+
+// Interface is a network device to serve.
+type Interface struct {
+	// Name is the device's name.
+	Name string `yaml:"name"`
+	// XDPMode is how the program is attached: auto (native, or a refusal that
+	// says why), native or generic (for devices whose driver has no XDP).
+	XDPMode string `yaml:"xdpMode"`
+}
+
+// FlowTable is the table of known flows.
+type FlowTable struct {
+	// Capacity is the number of flows the table holds, both directions of each.
+	Capacity int `yaml:"capacity"`
+}
+
+// Conntrack is how long a flow without traffic is remembered.
+type Conntrack struct {
+	// TCPOpeningTimeout is the time for a TCP connection's handshake.
+	TCPOpeningTimeout Duration `yaml:"tcpOpeningTimeout"`
+	// TCPEstablishedTimeout is the time for an established TCP connection.
+	TCPEstablishedTimeout Duration `yaml:"tcpEstablishedTimeout"`
+	// TCPCloseWaitTimeout is the time for a TCP connection that is being closed.
+	TCPCloseWaitTimeout Duration `yaml:"tcpCloseWaitTimeout"`
+	// UDPTimeout is the time for a UDP flow that nobody has answered.
+	UDPTimeout Duration `yaml:"udpTimeout"`
+	// UDPStreamTimeout is the time for a UDP flow with traffic both ways.
+	UDPStreamTimeout Duration `yaml:"udpStreamTimeout"`
+}
+
+// Heartbeat is what the kernel does when the daemon hangs or is away.
+type Heartbeat struct {
+	// StaleAfter is the age of the last heartbeat at which new flows pass to the
+	// kernel.
+	StaleAfter Duration `yaml:"staleAfter"`
+	// HoldKnown is how long after the last heartbeat the packets of known flows
+	// are held back for a restart before they too pass.
+	HoldKnown Duration `yaml:"holdKnown"`
+}
+
+// Logging is what is logged, and how.
+type Logging struct {
+	// Level is the least important level that is logged: debug, info, warn or
+	// error.
+	Level string `yaml:"level"`
+	// Format is text, json, or auto: text on a terminal, json elsewhere.
+	Format string `yaml:"format"`
+}
+
+// Debug is for finding faults in Sluice itself.
+type Debug struct {
+	// FrameOwnership verifies after every batch that each frame of packet memory
+	// has exactly one owner. Slow.
+	FrameOwnership bool `yaml:"frameOwnership"`
+}
+
+// Default is the configuration of a daemon that is told nothing. It is the
+// only place where defaults are written.
+func Default() *Configuration {
+	return &Configuration{
+		APIVersion: APIVersion,
+		Kind:       Kind,
+		Mode:       "front",
+		Manifests:  "/etc/sluice/manifests",
+		Selection:  "consistent",
+		BusySpin:   Duration(50 * time.Microsecond),
+		FrameSize:  4096,
+		RingSize:   2048,
+		FlowTable:  FlowTable{Capacity: 65536},
+		Conntrack: Conntrack{
+			TCPOpeningTimeout:     Duration(2 * time.Minute),
+			TCPEstablishedTimeout: Duration(24 * time.Hour),
+			TCPCloseWaitTimeout:   Duration(time.Hour),
+			UDPTimeout:            Duration(30 * time.Second),
+			UDPStreamTimeout:      Duration(2 * time.Minute),
+		},
+		Heartbeat: Heartbeat{
+			StaleAfter: Duration(250 * time.Millisecond),
+			HoldKnown:  Duration(3 * time.Second),
+		},
+		OnExit:             "remove",
+		RunDir:             "/run/sluice",
+		ReturnPort:         "sluice",
+		HealthzBindAddress: "127.0.0.1:10356",
+		MetricsBindAddress: "127.0.0.1:10349",
+		Logging:            Logging{Level: "info", Format: "auto"},
+	}
+}
+
+// DefaultPinPath is where PinPath's empty value leads with onExit keep.
+const DefaultPinPath = "/sys/fs/bpf/sluice"
+
+// defaultXDPMode is the mode of an interface that names none.
+const defaultXDPMode = "auto"
+
+// Pins is the folder to pin in, "" for no pins.
+func (c *Configuration) Pins() string {
+	if c.PinPath == "" && c.OnExit == "keep" {
+		return DefaultPinPath
+	}
+	return c.PinPath
+}
