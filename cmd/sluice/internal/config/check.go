@@ -66,6 +66,7 @@ func (d *Draft) Check() error {
 	c.duration("conntrack.tcpOpeningTimeout", ct.TCPOpeningTimeout, time.Second, maxFlowTimeout)
 	c.duration("conntrack.tcpEstablishedTimeout", ct.TCPEstablishedTimeout, time.Second, maxFlowTimeout)
 	c.duration("conntrack.tcpCloseWaitTimeout", ct.TCPCloseWaitTimeout, time.Second, maxFlowTimeout)
+	c.duration("conntrack.tcpClosingTimeout", ct.TCPClosingTimeout, time.Second, maxFlowTimeout)
 	c.duration("conntrack.udpTimeout", ct.UDPTimeout, time.Second, maxFlowTimeout)
 	c.duration("conntrack.udpStreamTimeout", ct.UDPStreamTimeout, time.Second, maxFlowTimeout)
 

@@ -41,6 +41,9 @@ type Configuration struct {
 	// HostnameOverride is this node's name in EndpointSlices, which decides
 	// which endpoints are local. Empty: the host's name.
 	HostnameOverride string `yaml:"hostnameOverride"`
+	// Zone is this node's label topology.kubernetes.io/zone, which decides which
+	// endpoints' zone hints are this node's. Empty: none.
+	Zone string `yaml:"zone"`
 	// Interfaces are the network devices to serve. At least one is needed, here
 	// or by --interface.
 	Interfaces []Interface `yaml:"interfaces"`
@@ -125,12 +128,17 @@ type FlowTable struct {
 
 // Conntrack is how long a flow without traffic is remembered.
 type Conntrack struct {
-	// TCPOpeningTimeout is the time for a TCP connection's handshake.
+	// TCPOpeningTimeout is the time for a TCP connection's handshake, which
+	// kube-proxy leaves to the kernel.
 	TCPOpeningTimeout Duration `yaml:"tcpOpeningTimeout"`
 	// TCPEstablishedTimeout is the time for an established TCP connection.
 	TCPEstablishedTimeout Duration `yaml:"tcpEstablishedTimeout"`
-	// TCPCloseWaitTimeout is the time for a TCP connection that is being closed.
+	// TCPCloseWaitTimeout is the time for a TCP connection that one side has
+	// closed.
 	TCPCloseWaitTimeout Duration `yaml:"tcpCloseWaitTimeout"`
+	// TCPClosingTimeout is the time for a TCP connection that both sides have
+	// closed or one has reset.
+	TCPClosingTimeout Duration `yaml:"tcpClosingTimeout"`
 	// UDPTimeout is the time for a UDP flow that nobody has answered.
 	UDPTimeout Duration `yaml:"udpTimeout"`
 	// UDPStreamTimeout is the time for a UDP flow with traffic both ways.
@@ -180,6 +188,7 @@ func Default() *Configuration {
 			TCPOpeningTimeout:     Duration(2 * time.Minute),
 			TCPEstablishedTimeout: Duration(24 * time.Hour),
 			TCPCloseWaitTimeout:   Duration(time.Hour),
+			TCPClosingTimeout:     Duration(4 * time.Minute),
 			UDPTimeout:            Duration(30 * time.Second),
 			UDPStreamTimeout:      Duration(2 * time.Minute),
 		},
