@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,7 +26,8 @@ type VethOptions struct {
 	BMAC   net.HardwareAddr // nil: random
 }
 
-// Veth makes a pair of devices, one end in each namespace (which may be the same one), and sets both up.
+// Veth makes a pair of devices, one end in each namespace (which may be the same one), sets both up, and returns once the
+// kernel has settled them: carrier seen, link-local addresses usable.
 func (l *Lab) Veth(a *Namespace, aName string, b *Namespace, bName string, o VethOptions) {
 	l.tb.Helper()
 	if err := addVeth(a, aName, b, bName, o); err != nil {
@@ -53,7 +56,36 @@ func addVeth(a *Namespace, aName string, b *Namespace, bName string, o VethOptio
 	if err := a.setUp(aName, true); err != nil {
 		return err
 	}
-	return b.setUp(bName, true)
+	if err := b.setUp(bName, true); err != nil {
+		return err
+	}
+	if err := a.settle(aName, true); err != nil {
+		return err
+	}
+	return b.settle(bName, true)
+}
+
+// settle waits until no IPv6 address of a device is tentative any more, and, if asked, until its carrier has been seen.
+// Both happen in the kernel's work queues, even with duplicate address detection off (net/core/link_watch.c,
+// net/ipv6/addrconf.c:addrconf_dad_work).
+func (n *Namespace) settle(dev string, carrier bool) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := n.handle.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		addrs, err := n.handle.AddrList(link, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		tentative := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
+		if !tentative && (!carrier || link.Attrs().OperState == netlink.OperUp) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%q does not settle: state %v, tentative address %t", dev, link.Attrs().OperState, tentative)
+		}
+	}
 }
 
 func (n *Namespace) setUp(dev string, up bool) error {
@@ -132,6 +164,7 @@ func (n *Namespace) Addr(dev, cidr string) {
 		addr.Broadcast = net.IPv4zero // none: the library computes one otherwise, as for a /32
 	}
 	n.check(n.handle.AddrAdd(n.link(dev), addr), "adding address %s to %q", cidr, dev)
+	n.check(n.settle(dev, false), "waiting for address %s of %q", cidr, dev)
 }
 
 // Route routes dst ("198.19.0.0/16", "::/0") to the gateway via, or, if that is empty, directly onto the device. The

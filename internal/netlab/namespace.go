@@ -17,6 +17,7 @@ type Namespace struct {
 	name   string
 	fd     int
 	handle *netlink.Handle // a route socket that lives in the namespace
+	nat    natTables
 }
 
 // quietSysctls make a namespace the same on every host (IPv4's per-device settings are otherwise copied from the
@@ -100,8 +101,8 @@ func (n *Namespace) FD() int { return n.fd }
 func (n *Namespace) Handle() *netlink.Handle { return n.handle }
 
 // Do runs f on an OS thread inside the namespace and returns its error. Goroutines which f starts run elsewhere;
-// sockets and files which it opens stay in the namespace and can be used from anywhere. A panic or Goexit
-// (t.FailNow) in f goes on in the caller.
+// sockets and files which it opens stay in the namespace and can be used from anywhere. /proc/sys/net is the namespace's,
+// but /proc/net is not: that is /proc/thread-self/net. A panic or Goexit (t.FailNow) in f goes on in the caller.
 func (n *Namespace) Do(f func() error) error {
 	type outcome struct {
 		err      error
@@ -110,37 +111,20 @@ func (n *Namespace) Do(f func() error) error {
 		stack    []byte
 	}
 	done := make(chan outcome, 1)
-	go func() {
-		runtime.LockOSThread()
+	goLocked(func() {
 		var o outcome
-		// Runs last, so the caller goes on only after the thread has left the namespace or is about to be discarded.
-		defer func() { done <- o }()
-		home, err := openThreadNetNS()
-		if err != nil {
-			o.err, o.returned = err, true
-			runtime.UnlockOSThread()
-			return
-		}
-		defer unix.Close(home)
-		if err := unix.Setns(n.fd, unix.CLONE_NEWNET); err != nil {
-			o.err, o.returned = fmt.Errorf("entering namespace %q: %w", n.name, err), true
-			runtime.UnlockOSThread()
-			return
-		}
+		// Last, so that the caller goes on only after the thread has left the namespace or is lost.
 		defer func() {
 			if !o.returned {
 				if o.panicked = recover(); o.panicked != nil {
 					o.stack = debug.Stack()
 				}
 			}
-			// If this fails the thread stays locked, and the runtime discards it with the goroutine.
-			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
-				runtime.UnlockOSThread()
-			}
+			done <- o
 		}()
-		o.err = f()
+		o.err = visitNetNS(func() error { return unix.Setns(n.fd, unix.CLONE_NEWNET) }, f)
 		o.returned = true
-	}()
+	})
 	o := <-done
 	switch {
 	case o.panicked != nil:

@@ -55,24 +55,60 @@ func New(tb TB) *Lab {
 }
 
 // newNetNS makes a network namespace and returns a descriptor of it, the only thing that holds it.
-func newNetNS() (int, error) {
-	type result struct {
-		fd  int
-		err error
-	}
-	done := make(chan result)
+func newNetNS() (fd int, err error) {
+	done := make(chan struct{})
+	goLocked(func() {
+		defer close(done)
+		err = visitNetNS(
+			func() error { return unix.Unshare(unix.CLONE_NEWNET) },
+			func() error {
+				fd, err = openThreadNetNS()
+				return err
+			})
+	})
+	<-done
+	return fd, err
+}
+
+// goLocked runs f on a goroutine that is locked to its thread, which is never the first thread of the process: what
+// /proc/self says of namespaces is that thread's. f unlocks the thread if it may be used again.
+func goLocked(f func()) {
 	go func() {
-		// Never unlocked: the thread is in the new namespace and the runtime discards it with the goroutine.
 		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{-1, fmt.Errorf("unsharing the network namespace: %w", err)}
+		if unix.Gettid() != unix.Getpid() {
+			f()
 			return
 		}
-		fd, err := openThreadNetNS()
-		done <- result{fd, err}
+		// Held until f has a thread, the first thread cannot be chosen again.
+		placed := make(chan struct{})
+		goLocked(func() {
+			close(placed)
+			f()
+		})
+		<-placed
+		runtime.UnlockOSThread()
 	}()
-	r := <-done
-	return r.fd, r.err
+}
+
+// visitNetNS takes the calling, locked thread into another namespace by enter, runs f, and takes it back. Only then does
+// it unlock the thread: one that could not go back is discarded by the runtime when its goroutine ends.
+func visitNetNS(enter, f func() error) error {
+	home, err := openThreadNetNS()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer unix.Close(home)
+	if err := enter(); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("entering the namespace: %w", err)
+	}
+	defer func() {
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return f()
 }
 
 // openThreadNetNS opens the network namespace of the calling thread.

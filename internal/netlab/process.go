@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -51,11 +50,9 @@ func (n *Namespace) Start(cmd *exec.Cmd) *Process {
 	}
 	started := make(chan error, 1)
 	go func() {
-		// The death signal is tied to the thread that forked, so the thread is kept until the process has ended.
+		// The death signal is tied to the thread that forked, so Do keeps it until the process has ended.
 		defer close(p.done)
 		err := n.Do(func() error {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
 			err := cmd.Start()
 			started <- err
 			if err == nil {
