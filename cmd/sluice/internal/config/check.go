@@ -26,7 +26,8 @@ var (
 // that is refused here would be refused there, after half the work.
 const (
 	maxNameLength   = 15 // IFNAMSIZ less the zero
-	maxWorkers      = 256
+	maxInterfaces   = 255
+	maxWorkers      = 64
 	minFrames       = 256
 	maxFrames       = 1 << 24
 	minRingSize     = 64
@@ -77,9 +78,7 @@ func (d *Draft) Check() error {
 	}
 
 	c.word("onExit", d.OnExit, OnExits)
-	if d.PinPath != "" {
-		c.absolute("pinPath", d.PinPath)
-	}
+	c.absolute("pinPath", d.PinPath)
 	c.absolute("runDir", d.RunDir)
 	c.deviceName("returnPort", d.ReturnPort, len("-out"))
 
@@ -172,6 +171,9 @@ func (c *checker) deviceName(path, name string, room int) bool {
 
 func (c *checker) interfaces() {
 	d := c.draft
+	if n := len(d.Interfaces); n > maxInterfaces {
+		c.refuse("interfaces", "want at most %d, got %d", maxInterfaces, n)
+	}
 	seen := map[string]bool{}
 	for i := range d.Interfaces {
 		f := &d.Interfaces[i]

@@ -14,6 +14,15 @@ import (
 
 const head = "apiVersion: sluice.dev/v1alpha1\nkind: SluiceConfiguration\n"
 
+// manyInterfaces gives the items of a list.
+func manyInterfaces(n int) string {
+	items := make([]string, n)
+	for i := range items {
+		items[i] = fmt.Sprintf("{name: eth%d}", i)
+	}
+	return strings.Join(items, ", ")
+}
+
 // TestBadFiles reads and checks files that must be refused, each with the one
 // line that a user sees. Lines count from the two of head.
 func TestBadFiles(t *testing.T) {
@@ -72,6 +81,7 @@ func TestBadFiles(t *testing.T) {
 		{"list for text", head + "mode: [front]\n", "f.yaml:3: mode: want text, got a list"},
 		{"text for fields", head + "logging: debug\n", `f.yaml:3: logging: want fields (level, format), got "debug"`},
 		{"text for list", head + "interfaces: eth0\n", `f.yaml:3: interfaces: want a list such as [{name: eth0}], got "eth0"`},
+		{"too many interfaces", head + "interfaces: [" + manyInterfaces(256) + "]\n", "f.yaml:3: interfaces: want at most 255, got 256"},
 		{"text in list", head + "interfaces: [eth0]\n", `f.yaml:3: interfaces[0]: want fields (name, xdpMode), got "eth0"`},
 		{"nothing in list", head + "interfaces:\n-\n", "f.yaml:4: interfaces[0]: nothing there; want an entry such as {name: eth0}"},
 		{"long text", head + "workers: " + strings.Repeat("x", 400) + "\n", `f.yaml:3: workers: want a whole number, got "` + strings.Repeat("x", 40) + `..."`},
@@ -88,8 +98,9 @@ func TestBadFiles(t *testing.T) {
 		{"return port", head + "interfaces: [{name: sluice-in}]\n", "f.yaml:3: interfaces[0].name: sluice-in belongs to the return port, which Sluice makes and serves by itself"},
 		{"relative folder", head + "manifests: ./here\n", `f.yaml:3: manifests: want an absolute path, got "./here"`},
 		{"relative pin path", head + "pinPath: bpf\n", `f.yaml:3: pinPath: want an absolute path, got "bpf"`},
+		{"no pin path", head + "pinPath: ''\n", `f.yaml:3: pinPath: want an absolute path, got ""`},
 		{"no run dir", head + "runDir: ''\n", `f.yaml:3: runDir: want an absolute path, got ""`},
-		{"negative workers", head + "workers: -1\n", "f.yaml:3: workers: want 0 to 256, got -1"},
+		{"negative workers", head + "workers: -1\n", "f.yaml:3: workers: want 0 to 64, got -1"},
 		{"few frames", head + "frames: 3\n", "f.yaml:3: frames: want 256 to 16777216, got 3"},
 		{"frame size", head + "frameSize: 3000\n", "f.yaml:3: frameSize: want 2048 or 4096, got 3000"},
 		{"ring size", head + "ringSize: 1000\n", "f.yaml:3: ringSize: want a power of two from 64 to 32768, got 1000"},
@@ -252,10 +263,8 @@ func TestWarnings(t *testing.T) {
 
 func TestPins(t *testing.T) {
 	for _, c := range []struct{ onExit, path, want string }{
-		{"remove", "", ""},
-		{"keep", "", "/sys/fs/bpf/sluice"},
-		{"remove", "/a", "/a"},
-		{"keep", "/a", "/a"},
+		{"remove", "/sys/fs/bpf/a", ""},
+		{"keep", "/sys/fs/bpf/a", "/sys/fs/bpf/a"},
 	} {
 		d := New()
 		d.OnExit, d.PinPath = c.onExit, c.path

@@ -80,9 +80,9 @@ type Configuration struct {
 	// (programs, flow table and return port, which a restart adopts; connections
 	// live through an update).
 	OnExit string `yaml:"onExit"`
-	// PinPath is the folder on a bpffs where programs and the flow table are
-	// pinned. Empty: /sys/fs/bpf/sluice with onExit keep; no pins with onExit
-	// remove, and then a daemon that is killed takes its programs with it.
+	// PinPath is the folder on a bpffs where onExit keep pins programs and the
+	// flow table. With onExit remove nothing is pinned, and a daemon that is
+	// killed takes its programs with it.
 	PinPath string `yaml:"pinPath"`
 	// RunDir is the folder of the lock that keeps a second instance out.
 	RunDir string `yaml:"runDir"`
@@ -197,6 +197,7 @@ func Default() *Configuration {
 			HoldKnown:  Duration(3 * time.Second),
 		},
 		OnExit:             "remove",
+		PinPath:            "/sys/fs/bpf/sluice",
 		RunDir:             "/run/sluice",
 		ReturnPort:         "sluice",
 		HealthzBindAddress: "127.0.0.1:10356",
@@ -205,16 +206,13 @@ func Default() *Configuration {
 	}
 }
 
-// DefaultPinPath is where PinPath's empty value leads with onExit keep.
-const DefaultPinPath = "/sys/fs/bpf/sluice"
-
 // defaultXDPMode is the mode of an interface that names none.
 const defaultXDPMode = "auto"
 
 // Pins is the folder to pin in, "" for no pins.
 func (c *Configuration) Pins() string {
-	if c.PinPath == "" && c.OnExit == "keep" {
-		return DefaultPinPath
+	if c.OnExit == "keep" {
+		return c.PinPath
 	}
-	return c.PinPath
+	return ""
 }
