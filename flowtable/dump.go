@@ -1,0 +1,84 @@
+package flowtable
+
+import (
+	"iter"
+	"sync/atomic"
+)
+
+// Entry is a copy of one flow and of what is known of it.
+type Entry struct {
+	Record                       uint32
+	Flow                         Flow
+	State                        State
+	ForwardSeen, ReplySeen       Tick
+	ForwardPackets, ReplyPackets uint64
+}
+
+// Class is the word for the timeout that the flow is under: opening, established, close_wait, closing, unreplied, stream.
+func (e *Entry) Class() string { return classWords[e.State.class(e.Flow.Proto)] }
+
+// Idle returns the ticks since the flow's last packet in either direction.
+func (e *Entry) Idle(now Tick) Tick {
+	return min(idleFor(now, e.ForwardSeen), idleFor(now, e.ReplySeen))
+}
+
+// All yields the flows in order of their records. It is no snapshot of one instant: a flow that lives throughout is there
+// once, one that comes or goes meanwhile may be. Copies are made a few at a time, between which Reclaim and Expire may
+// run, and workers never wait: the loop's body may take as long as it likes.
+func (t *Table) All() iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		var chunk [64]Entry
+		for rec := uint32(1); int(rec) < len(t.records); {
+			n := 0
+			t.sweep.Lock()
+			for end := min(int(rec)+1024, len(t.records)); int(rec) < end && n < len(chunk); rec++ {
+				if r := &t.records[rec]; atomic.LoadUint32(&r.life) == LifeLive {
+					chunk[n].copy(rec, r)
+					n++
+				}
+			}
+			t.sweep.Unlock()
+			for i := range chunk[:n] {
+				if !yield(&chunk[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (e *Entry) copy(rec uint32, r *record) {
+	e.Record = rec
+	r.unpack(&e.Flow)
+	e.State = State(atomic.LoadUint32(&r.state))
+	e.ForwardSeen = Tick(atomic.LoadUint32(&r.seen[Forward]))
+	e.ReplySeen = Tick(atomic.LoadUint32(&r.seen[Reply]))
+	e.ForwardPackets = atomic.LoadUint64(&r.packets[Forward])
+	e.ReplyPackets = atomic.LoadUint64(&r.packets[Reply])
+}
+
+// Stats are the table's figures. Capacity is Flows + Limbo + Free, but for the moments between.
+type Stats struct {
+	Capacity int // flows that fit
+	Flows    int // live
+	Limbo    int // removed, not yet free: waiting for Limbo, or for the grace period
+	Free     int
+
+	Inserted, Exists, Collisions uint64 // results of Insert
+	FullRecords, FullCells       uint64 // and Full, by what was missing
+	Removed, Expired, Reclaimed  uint64 // Removed includes Expired
+	Stray                        uint64 // cells that Remove did not find: damaged memory
+}
+
+// Stats returns the figures of now.
+func (t *Table) Stats() Stats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	capacity := len(t.records) - 1
+	return Stats{
+		Capacity: capacity, Flows: t.liveCount, Free: t.freeCount, Limbo: capacity - t.liveCount - t.freeCount,
+		Inserted: t.inserted, Removed: t.removed, Expired: t.expired, Reclaimed: t.reclaimed,
+		Exists: t.exists.Load(), Collisions: t.collisions.Load(),
+		FullRecords: t.fullRecords.Load(), FullCells: t.fullCells.Load(), Stray: t.stray.Load(),
+	}
+}

@@ -1,0 +1,160 @@
+package flowtable
+
+import "sync/atomic"
+
+// The way of an insert:
+//
+//  1. build the record aside; hash both of its tuples: four buckets
+//  2. lock their stripes
+//  3. the forward tuple is there: Exists. The reply tuple is there: Collision
+//  4. choose a cell for each in one of its tuple's two buckets; take a free record
+//  5. fill the record, plainly: nobody else reads it
+//  6. life = live; publish the reply cell; publish the forward cell; unlock
+//
+// The reply goes first, and Remove takes the forward cell away first, so that at any moment
+//
+//	a forward tuple that can be found has a reply tuple that can be found.
+//
+// A worker that finds the forward tuple sends the frame on, and the answer may be at the classifier before a writer that
+// lost its CPU between two stores has it back. Had the forward cell been first, that answer would leave untranslated and
+// the client would reset the connection. The forward store is the moment of the insert: before it no frame of the flow
+// has been sent, and a daemon killed there has lost nothing that anybody saw.
+
+// InsertResult says what became of an insert.
+type InsertResult uint8
+
+const (
+	Inserted  InsertResult = iota // the flow is in the table
+	Exists                        // the forward tuple was there already: the Ref is what Lookup would return
+	Collision                     // another flow has the reply tuple: choose another source port or address
+	Full                          // no free record, or no free cell
+)
+
+func (r InsertResult) String() string {
+	switch r {
+	case Inserted:
+		return "inserted"
+	case Exists:
+		return "exists"
+	case Collision:
+		return "collision"
+	}
+	return "full"
+}
+
+// Insert puts a flow into the table unless one of its tuples is there. It decides every race: of several callers with
+// one forward tuple one gets Inserted, and the others the winner's Ref, whose backend they take. It does not count the
+// packet that caused it: that is Touch's, as for any other packet.
+func (t *Table) Insert(f *Flow, now Tick) (Ref, InsertResult) {
+	var n record
+	n.pack(f)
+	fk, rk := n.key(Forward), n.key(Reply)
+	fh, rh := t.hash(fk), t.hash(rk)
+
+	set := t.lock(fh, rh)
+	if ref := t.search(fk, fh); ref.Record != 0 {
+		t.unlock(set)
+		t.exists.Add(1)
+		return ref, Exists
+	}
+	if fk == rk || t.search(rk, rh).Record != 0 {
+		t.unlock(set)
+		t.collisions.Add(1)
+		return Ref{}, Collision
+	}
+	fc := t.vacant(fh, nil)
+	rc := t.vacant(rh, fc)
+	if fc == nil || rc == nil {
+		t.unlock(set)
+		return t.full(&t.fullCells)
+	}
+	rec := t.alloc()
+	if rec == 0 {
+		t.unlock(set)
+		return t.full(&t.fullRecords)
+	}
+	r := &t.records[rec]
+	r.fill(&n, f, now)
+	atomic.StoreUint32(&r.life, LifeLive)
+	atomic.StoreUint64(rc, cellOf(rh, rec, Reply))
+	atomic.StoreUint64(fc, cellOf(fh, rec, Forward))
+	t.unlock(set)
+	return Ref{rec, Forward}, Inserted
+}
+
+// full is the one end of an insert that found no room. Nothing is locked here: whoever sheds a flow for the new one
+// does it in this place and tries again.
+func (t *Table) full(counter *atomic.Uint64) (Ref, InsertResult) {
+	counter.Add(1)
+	return Ref{}, Full
+}
+
+// pack writes what a lookup compares.
+func (r *record) pack(f *Flow) {
+	r.addr = [3][2]uint64{wordsOf(&f.Client), wordsOf(&f.Frontend), wordsOf(&f.Backend)}
+	if f.Source != f.Client && f.Source != ([16]byte{}) {
+		r.source = wordsOf(&f.Source)
+		r.flags = FlagSource
+	}
+	port := f.SourcePort
+	if port == 0 {
+		port = f.ClientPort
+	}
+	r.ports = [2]uint32{portsOf(f.ClientPort, f.FrontendPort), portsOf(f.BackendPort, port)}
+	r.proto = f.Proto
+}
+
+// fill writes the whole record but its life, which the sweeper reads at any time and which must turn live last.
+func (r *record) fill(n *record, f *Flow, now Tick) {
+	r.addr, r.ports, r.proto, r.flags, r.source = n.addr, n.ports, n.proto, n.flags, n.source
+	r.generation = f.Generation
+	r.adj = [2]uint32{f.ForwardAdj, f.ReplyAdj}
+	r.seen = [2]uint32{uint32(now), uint32(now)}
+	r.state = 0
+	r.packets = [2]uint64{}
+}
+
+// vacant returns a free cell for a hash, or nil: in the first bucket while that has room to spare, because there a
+// lookup comes first, else in the emptier of the two, which is what keeps any bucket from filling up. A flow's other
+// cell, chosen but not yet written, is passed as taken. The caller holds the stripes, so that free cells stay free.
+func (t *Table) vacant(h uint64, taken *uint64) *uint64 {
+	b1, b2 := t.pair(h)
+	n1, c1 := t.buckets[b1].vacancy(taken)
+	if n1 >= roomToSpare {
+		return c1
+	}
+	if n2, c2 := t.buckets[b2].vacancy(taken); n2 > n1 {
+		return c2
+	}
+	return c1
+}
+
+// roomToSpare is how many of a bucket's eight cells are for tuples that have nowhere better to go.
+const roomToSpare = 3
+
+func (b *bucket) vacancy(taken *uint64) (n int, first *uint64) {
+	for i := range b {
+		if c := &b[i]; c != taken && atomic.LoadUint64(c) == 0 {
+			if n == 0 {
+				first = c
+			}
+			n++
+		}
+	}
+	return n, first
+}
+
+// alloc takes a record off the free list, or returns 0. One list and one lock for the table: it is held for a few
+// instructions, and only new flows come here.
+func (t *Table) alloc() uint32 {
+	t.mu.Lock()
+	rec := t.free
+	if rec != 0 {
+		t.free = t.next[rec]
+		t.freeCount--
+		t.liveCount++
+		t.inserted++
+	}
+	t.mu.Unlock()
+	return rec
+}

@@ -1,0 +1,165 @@
+package flowtable
+
+import "sync/atomic"
+
+// The way of a lookup, which takes no lock and writes nothing:
+//
+//  1. hash the tuple: two candidate buckets and a tag
+//  2. read the cells of the first bucket with atomic loads, and of the second if no tag was equal
+//  3. compare the whole tuple with the side of that cell's record which the cell's direction bit names
+//  4. if it differs (one tag in 2^31 lies), search: compare at every cell of both whose tag is equal
+//
+// A cell is published after its record is complete, so whoever loads it may read the record plainly; and the record is
+// not reused before the reader's batch is over. A flow never moves to another cell, so a flow that is in the table for
+// the whole of a lookup is found by it.
+
+// Lookup finds a tuple in either direction. The zero Ref means that the table does not hold it.
+func (t *Table) Lookup(k *Tuple) Ref {
+	s0, s1 := k.src()
+	d0, d1 := k.dst()
+	tail := k.tail()
+	h := t.sip(s0, s1, d0, d1, tail)
+	b1, b2 := t.pair(h)
+	tag := tagOf(h)
+	x := t.buckets[b1].nearest(tag)
+	if x >= cellTag {
+		x = t.buckets[b2].nearest(tag)
+	}
+	if x < cellTag {
+		if rec := uint32(x); rec != 0 && int(rec) < len(t.records) && t.records[rec].is(x>>32, s0, s1, d0, d1, tail) {
+			return Ref{rec, Direction(x >> 32)}
+		}
+		return t.search(key{s0, s1, d0, d1, tail}, h)
+	}
+	return Ref{}
+}
+
+// batchSize is how many lookups overlap. More would push each other's lines out of the first-level cache.
+const batchSize = 64
+
+// LookupBatch looks up all tuples, as Lookup would each, and leaves their hashes. The other two slices must be at least
+// as long as the first.
+func (t *Table) LookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
+	for len(tuples) > batchSize {
+		t.lookupBatch(tuples[:batchSize], hashes, refs)
+		tuples, hashes, refs = tuples[batchSize:], hashes[batchSize:], refs[batchSize:]
+	}
+	t.lookupBatch(tuples, hashes, refs)
+}
+
+// lookupBatch goes over the batch several times, so that the cache misses of many lookups overlap instead of queueing.
+// A load whose value nobody waits for is the prefetch that Go does not have; such loops have nothing else in them,
+// because a core looks ahead by instructions: with a scan between two loads, one or two misses are under way and not
+// ten. Most tuples stand in their first bucket (see vacant), so the second one is left alone until the first has
+// failed.
+func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
+	hashes = hashes[:len(tuples)]
+	refs = refs[:len(tuples)]
+	for i := range tuples {
+		hashes[i] = t.Hash(&tuples[i])
+	}
+	for _, h := range hashes {
+		atomic.LoadUint64(&t.buckets[uint32(h)&t.mask][0])
+	}
+	var rest [batchSize]uint8 // those that the first bucket does not have
+	n := 0
+	for i, h := range hashes {
+		x := t.buckets[uint32(h)&t.mask].nearest(tagOf(h))
+		refs[i] = Ref{uint32(x), Direction(x >> 32)}
+		rest[n%batchSize] = uint8(i)
+		if x >= cellTag {
+			n++
+		}
+	}
+	if n > 0 {
+		t.secondBuckets(rest[:n], hashes, refs)
+	}
+	for i := range refs {
+		if rec := refs[i].Record; int(rec) < len(t.records) {
+			atomic.LoadUint64(&t.records[rec].addr[client][0])
+		}
+	}
+	for i := range tuples {
+		rec, d := refs[i].Record, refs[i].Direction
+		if d == absent {
+			refs[i] = Ref{}
+			continue
+		}
+		k := &tuples[i]
+		s0, s1 := k.src()
+		d0, d1 := k.dst()
+		tail := k.tail()
+		if rec == 0 || int(rec) >= len(t.records) || !t.records[rec].is(uint64(d), s0, s1, d0, d1, tail) {
+			refs[i] = t.search(key{s0, s1, d0, d1, tail}, hashes[i])
+		}
+	}
+}
+
+// Prefetch fetches the changing line of each record found, which a lookup does not need and Touch does: with it before a
+// batch of Touch the misses overlap, without it each one is waited for.
+func (t *Table) Prefetch(refs []Ref) {
+	for i := range refs {
+		if rec := refs[i].Record; int(rec) < len(t.records) {
+			atomic.LoadUint32(&t.records[rec].life)
+		}
+	}
+}
+
+// absent marks, within a batch, a tuple of which neither bucket has the tag.
+const absent Direction = 2
+
+func (t *Table) secondBuckets(rest []uint8, hashes []uint64, refs []Ref) {
+	for _, i := range rest {
+		_, b2 := t.pair(hashes[i])
+		atomic.LoadUint64(&t.buckets[b2][0])
+	}
+	for _, i := range rest {
+		_, b2 := t.pair(hashes[i])
+		x := t.buckets[b2].nearest(tagOf(hashes[i]))
+		if refs[i] = (Ref{uint32(x), Direction(x >> 32 & 1)}); x >= cellTag {
+			refs[i] = Ref{0, absent}
+		}
+	}
+}
+
+// nearest returns the cell of the bucket that is nearest to the tag, less the tag: below cellTag it is direction and
+// record number of a cell whose tag is equal, else there is none. It has no branch: which cell holds a flow is not
+// predictable, and a wrong guess costs more than reading the rest of a line that is here. Of several cells with the
+// tag it returns one, and for tag 0, which empty cells have too, it returns 0: callers that are told of an equal tag
+// and do not find their tuple there search.
+func (b *bucket) nearest(tag uint64) uint64 {
+	return min(
+		min(min(load(&b[0])^tag, load(&b[1])^tag), min(load(&b[2])^tag, load(&b[3])^tag)),
+		min(min(load(&b[4])^tag, load(&b[5])^tag), min(load(&b[6])^tag, load(&b[7])^tag)))
+}
+
+func load(cell *uint64) uint64 { return atomic.LoadUint64(cell) }
+
+// is compares a tuple with one side of the record; of the direction only the lowest bit counts.
+func (r *record) is(direction, s0, s1, d0, d1, tail uint64) bool {
+	d := direction & 1
+	src, dst := &r.addr[2*d], &r.addr[1-d]
+	if d&uint64(r.flags) != 0 { // Reply and FlagSource are both 1
+		dst = &r.source
+	}
+	return src[0]^s0|src[1]^s1|dst[0]^d0|dst[1]^d1|(uint64(r.ports[d])|uint64(r.proto)<<32)^tail == 0
+}
+
+// search is the plain lookup. It is right where candidate is only nearly so, and writers, which must be sure, use it.
+func (t *Table) search(k key, h uint64) Ref {
+	b1, b2 := t.pair(h)
+	tag := tagOf(h)
+	for _, b := range [2]uint32{b1, b2} {
+		for i := range t.buckets[b] {
+			x := atomic.LoadUint64(&t.buckets[b][i]) ^ tag
+			rec := uint32(x)
+			if x >= cellTag || rec == 0 || int(rec) >= len(t.records) {
+				continue
+			}
+			if t.records[rec].is(x>>32, k.s0, k.s1, k.d0, k.d1, k.tail) {
+				return Ref{rec, Direction(x >> 32)}
+			}
+		}
+	}
+	return Ref{}
+}
