@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -61,7 +62,7 @@ type Capture struct {
 	scratch []byte
 	oob     []byte
 
-	statsMu sync.Mutex
+	stateMu sync.Mutex
 	lost    uint64
 	closed  bool
 }
@@ -128,7 +129,7 @@ func (c *Capture) Next(ctx context.Context) (Frame, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.socket.SetReadDeadline(time.Time{}); err != nil {
-		return Frame{}, err
+		return Frame{}, c.failure(err)
 	}
 	// A deadline in the past wakes the reader.
 	stop := context.AfterFunc(ctx, func() { c.socket.SetReadDeadline(time.Unix(1, 0)) })
@@ -153,7 +154,7 @@ func (c *Capture) Drain() ([]Frame, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.socket.SetReadDeadline(time.Time{}); err != nil {
-		return nil, err
+		return nil, c.failure(err)
 	}
 	var frames []Frame
 	for {
@@ -186,7 +187,7 @@ func (c *Capture) read(wait bool) (Frame, error) {
 			}
 		}
 	}); rerr != nil {
-		return Frame{}, rerr
+		return Frame{}, c.failure(rerr)
 	}
 	if err != nil {
 		return Frame{}, err
@@ -233,11 +234,21 @@ func (c *Capture) read(wait bool) (Frame, error) {
 	return f, nil
 }
 
+// failure names an error of the poller, whose word for a closed file is not exported.
+func (c *Capture) failure(err error) error {
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
+	if c.closed {
+		return fmt.Errorf("capturing on %q: %w", c.dev, net.ErrClosed)
+	}
+	return err
+}
+
 // Lost returns how many frames the capture lost since it was opened because its buffer was full, and those that a
 // closed one had lost.
 func (c *Capture) Lost() uint64 {
-	c.statsMu.Lock()
-	defer c.statsMu.Unlock()
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
 	if !c.closed {
 		c.socket.raw.Control(func(fd uintptr) {
 			// Reading resets the kernel's counters (net/packet/af_packet.c:packet_getsockopt).
@@ -249,11 +260,11 @@ func (c *Capture) Lost() uint64 {
 	return c.lost
 }
 
-// Close ends the capture; a waiting Next returns an error.
+// Close ends the capture; a waiting Next returns net.ErrClosed.
 func (c *Capture) Close() error {
 	c.Lost()
-	c.statsMu.Lock()
-	defer c.statsMu.Unlock()
+	c.stateMu.Lock()
+	defer c.stateMu.Unlock()
 	if c.closed {
 		return nil
 	}
