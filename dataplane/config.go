@@ -1,0 +1,234 @@
+package dataplane
+
+import (
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/sluice-net/sluice/flowtable"
+)
+
+// Mode says which Services are served and who serves what Sluice passes.
+type Mode uint8
+
+const (
+	// ModeFront serves the Services that kube-proxy serves too. Connections
+	// that the kernel already owns stay the kernel's, and everything is the
+	// kernel's while Sluice is away.
+	ModeFront Mode = iota
+	// ModeAlone serves every Service in kube-proxy's place.
+	ModeAlone
+)
+
+// String gives the mode's word in configuration.
+func (m Mode) String() string {
+	switch m {
+	case ModeFront:
+		return "front"
+	case ModeAlone:
+		return "alone"
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
+// ParseMode reads a mode's word.
+func ParseMode(s string) (Mode, error) {
+	switch s {
+	case "front":
+		return ModeFront, nil
+	case "alone":
+		return ModeAlone, nil
+	}
+	return 0, fmt.Errorf("mode %q is not one of front, alone", s)
+}
+
+// XDPMode is how the classifier is attached to a direct port.
+type XDPMode uint8
+
+const (
+	// XDPAuto is native, or a refusal that says why.
+	XDPAuto XDPMode = iota
+	// XDPNative runs the classifier in the driver.
+	XDPNative
+	// XDPGeneric runs it on the skb, for devices whose driver has no XDP.
+	XDPGeneric
+)
+
+// String gives the mode's word in configuration.
+func (m XDPMode) String() string {
+	switch m {
+	case XDPAuto:
+		return "auto"
+	case XDPNative:
+		return "native"
+	case XDPGeneric:
+		return "generic"
+	}
+	return fmt.Sprintf("XDPMode(%d)", uint8(m))
+}
+
+// ParseXDPMode reads an XDP mode's word; the empty string is auto.
+func ParseXDPMode(s string) (XDPMode, error) {
+	switch s {
+	case "", "auto":
+		return XDPAuto, nil
+	case "native":
+		return XDPNative, nil
+	case "generic":
+		return XDPGeneric, nil
+	}
+	return 0, fmt.Errorf("xdpMode %q is not one of auto, native, generic", s)
+}
+
+// OnExit says what Close leaves behind.
+type OnExit uint8
+
+const (
+	// OnExitRemove leaves nothing: no program, pin, device, rule or route.
+	OnExitRemove OnExit = iota
+	// OnExitKeep leaves what a restart adopts: programs, maps and the flow
+	// table pinned in PinDir, and the return port.
+	OnExitKeep
+)
+
+// String gives the word in configuration.
+func (o OnExit) String() string {
+	if o == OnExitKeep {
+		return "keep"
+	}
+	return "remove"
+}
+
+// ParseOnExit reads the word.
+func ParseOnExit(s string) (OnExit, error) {
+	switch s {
+	case "remove":
+		return OnExitRemove, nil
+	case "keep":
+		return OnExitKeep, nil
+	}
+	return 0, fmt.Errorf("onExit %q is not one of remove, keep", s)
+}
+
+// PortConfig names a device to be served as a direct port.
+type PortConfig struct {
+	Name    string
+	XDPMode XDPMode
+}
+
+// Config is what Open needs. The zero value of every field but Ports has a
+// documented default.
+type Config struct {
+	Mode  Mode
+	Ports []PortConfig
+
+	// Workers is the number of packet loops; 0 is half the processors, at
+	// least one.
+	Workers int
+	// Frames is the number of umem frames; 0 is enough for every receive
+	// queue's fill ring, every worker's caches and a ring of transmission
+	// for each port.
+	Frames int
+	// FrameSize is the size of a umem frame in bytes: 4096, or 2048.
+	FrameSize int
+	// RingSize is the number of descriptors of each of a socket's rings, a
+	// power of two. 0 is 2048: three milliseconds at 0.7 million frames a
+	// second, which is what a preempted worker costs.
+	RingSize int
+	// FlowCapacity is the number of flows the table holds; 0 is 65536.
+	FlowCapacity int
+	// PinDir is the folder on a bpffs where maps and links are pinned. Only
+	// OnExitKeep needs it; empty pins nothing, and then a process that dies
+	// takes its programs with it.
+	PinDir string
+	OnExit OnExit
+	// ReturnPort is the first part of the names of the return port's two
+	// ends, "-out" and "-in"; empty is "sluice".
+	ReturnPort string
+	// HeartbeatStale is the age at which a worker's heartbeat means that the
+	// daemon hangs and new flows are the kernel's; 0 is 250 ms.
+	HeartbeatStale time.Duration
+	// HoldKnown is how long after the last heartbeat the frames of known
+	// flows are held back for a restart before they too pass; 0 is 3 s.
+	HoldKnown time.Duration
+	// Timeouts of flows; zero values are the flow table's defaults.
+	Timeouts flowtable.Timeouts
+	// ReplaceForeignXDP allows a program that is not ours to be replaced.
+	ReplaceForeignXDP bool
+	// BusySpin is how long a worker without traffic spins before it sleeps;
+	// 0 is 50 µs, negative never spins.
+	BusySpin time.Duration
+	// Debug verifies after each batch that every frame has one owner.
+	Debug bool
+}
+
+// withDefaults fills what is zero.
+func (c Config) withDefaults() Config {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&c.Workers, max(1, runtime.NumCPU()/2))
+	def(&c.FrameSize, 4096)
+	def(&c.RingSize, 2048)
+	def(&c.FlowCapacity, 65536)
+	if c.ReturnPort == "" {
+		c.ReturnPort = "sluice"
+	}
+	if c.HeartbeatStale == 0 {
+		c.HeartbeatStale = 250 * time.Millisecond
+	}
+	if c.HoldKnown == 0 {
+		c.HoldKnown = 3 * time.Second
+	}
+	if c.BusySpin == 0 {
+		c.BusySpin = 50 * time.Microsecond
+	}
+	return c
+}
+
+// validate refuses what cannot work, naming the field.
+func (c Config) validate() error {
+	if len(c.Ports) == 0 {
+		return fmt.Errorf("no ports: name at least one interface to serve")
+	}
+	if len(c.Ports) > maxPorts-1 {
+		return fmt.Errorf("%d interfaces: at most %d can be served", len(c.Ports), maxPorts-1)
+	}
+	seen := map[string]bool{}
+	for _, p := range c.Ports {
+		if p.Name == "" {
+			return fmt.Errorf("an interface without a name")
+		}
+		if seen[p.Name] {
+			return fmt.Errorf("interface %s is named twice", p.Name)
+		}
+		seen[p.Name] = true
+	}
+	if c.Workers < 1 || c.Workers > maxWorkers {
+		return fmt.Errorf("workers %d: must be 1 to %d", c.Workers, maxWorkers)
+	}
+	if c.FrameSize != 2048 && c.FrameSize != 4096 {
+		return fmt.Errorf("frameSize %d: must be 2048 or 4096", c.FrameSize)
+	}
+	if c.RingSize < batchSize || c.RingSize > 32768 || c.RingSize&(c.RingSize-1) != 0 {
+		return fmt.Errorf("ringSize %d: must be a power of two from %d to 32768", c.RingSize, batchSize)
+	}
+	if c.FlowCapacity < 1 || c.FlowCapacity > 1<<26 {
+		return fmt.Errorf("flow capacity %d: must be 1 to %d", c.FlowCapacity, 1<<26)
+	}
+	if c.OnExit == OnExitKeep && c.PinDir == "" {
+		return fmt.Errorf("onExit keep needs a pin folder on a bpffs")
+	}
+	if len(c.ReturnPort) > 11 {
+		return fmt.Errorf("return port name %q: at most 11 characters, for a device name has 15", c.ReturnPort)
+	}
+	if c.HeartbeatStale < 100*time.Millisecond {
+		return fmt.Errorf("heartbeat staleAfter %v: must be at least 100ms, twice a sleeping worker's beat", c.HeartbeatStale)
+	}
+	if c.HoldKnown < 0 || c.HoldKnown > time.Minute {
+		return fmt.Errorf("heartbeat holdKnown %v: must be 0 to 1m", c.HoldKnown)
+	}
+	return nil
+}

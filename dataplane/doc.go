@@ -1,0 +1,36 @@
+// Package dataplane moves frames: ports, workers, the packet loop, and the way
+// out of the node.
+//
+// # The way of a frame
+//
+// The classifier (package xdpprog) redirects a frame of a Service into the
+// AF_XDP socket of the port and queue that it came in by. From there, in the
+// order of the files:
+//
+//	worker.go      a worker owns the queue; it spins while there is traffic, then sleeps
+//	loop.go        receive a batch, parse all, look all up, decide each, flush the outboxes
+//	flow.go        what a known flow, and the first frame of a new one, come to
+//	verdict.go     how a frame can end, and why: each end is counted
+//	adjacency.go   where a flow leaves: a direct port with link-layer addresses, or the return port
+//	egress.go      which follows the kernel's routes, neighbours and links (fib.go)
+//	returnport.go  the veth pair through which the node's kernel gets frames, and gives them
+//	maintain.go    ages flows, and lets removed records be used again
+//	dataplane.go   puts all of this in place, and takes it away
+//
+// # Who owns what
+//
+// A worker is a goroutine on a thread of its own. It alone touches the receive
+// side of its queues, its batch and its counters. The transmit side of a queue
+// belongs to whoever holds the queue's lock, once a batch. The flow table is
+// lock-free for lookups. Services come as an immutable snapshot through one
+// atomic pointer, routes and neighbours as an immutable fib through another, and
+// a worker loads both at most once a batch or once a new flow.
+//
+// The control loop (egress.follow and maintain, a goroutine each) never touches
+// a frame. Nothing waits for it.
+//
+// # What a worker must not do
+//
+// Allocate, block, log, or ask the time more than once a batch. A frame ends in
+// exactly one Reason; received is always the sum over the reasons.
+package dataplane

@@ -1,0 +1,316 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// egress knows which way a packet leaves: by a direct port with these
+// link-layer addresses, or by the return port. It follows the kernel's routes,
+// neighbours and links.
+type egress struct {
+	log   *slog.Logger
+	nl    *netlink.Handle
+	ns    netns.NsHandle
+	ports map[int]*port // direct ports by ifindex, fixed at Open
+	fib   atomic.Pointer[fib]
+	adj   *adjacencies
+
+	changed chan struct{} // the kernel said that something changed
+	done    chan struct{} // closed to end the subscriptions
+	warned  map[string]bool
+}
+
+// maxAdjacencies bounds the destinations in use: clients and backends of all
+// live flows. Beyond it packets leave by the return port.
+const maxAdjacencies = 1 << 17
+
+// staleProbe is how often the kernel is asked to confirm a neighbour of ours
+// that it has not heard of: what we send past it does not count as use.
+const staleProbe = 15 * time.Second
+
+// newEgress subscribes to the kernel's changes and then reads all there is, so
+// that nothing falls between. To be called on a thread in the node's network
+// namespace.
+func newEgress(nl *netlink.Handle, ports map[int]*port, log *slog.Logger) (*egress, error) {
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("network namespace of this thread: %w", err)
+	}
+	e := &egress{
+		log: log, nl: nl, ns: ns, ports: ports,
+		adj:     newAdjacencies(maxAdjacencies),
+		changed: make(chan struct{}, 1),
+		done:    make(chan struct{}),
+		warned:  map[string]bool{},
+	}
+	if err := e.subscribe(); err != nil {
+		e.close()
+		return nil, err
+	}
+	if err := e.reload(); err != nil {
+		e.close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// subscribe turns every change of route, neighbour and link into one mark: what
+// changed is read from the next dump.
+func (e *egress) subscribe() error {
+	lost := func(err error) {
+		select {
+		case <-e.done: // closed: no news
+		default:
+			e.log.Warn("netlink subscription lost an event: reading everything again", "err", err)
+			e.mark()
+		}
+	}
+	routes := make(chan netlink.RouteUpdate, 64)
+	if err := netlink.RouteSubscribeWithOptions(routes, e.done, netlink.RouteSubscribeOptions{Namespace: &e.ns, ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("subscribing to routes: %w", err)
+	}
+	go drain(routes, e.mark)
+	neighs := make(chan netlink.NeighUpdate, 64)
+	if err := netlink.NeighSubscribeWithOptions(neighs, e.done, netlink.NeighSubscribeOptions{Namespace: &e.ns, ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("subscribing to neighbours: %w", err)
+	}
+	go drain(neighs, e.mark)
+	links := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribeWithOptions(links, e.done, netlink.LinkSubscribeOptions{Namespace: &e.ns, ErrorCallback: lost}); err != nil {
+		return fmt.Errorf("subscribing to links: %w", err)
+	}
+	go drain(links, e.mark)
+	return nil
+}
+
+// drain marks for each update until the subscription ends.
+func drain[T any](updates <-chan T, mark func()) {
+	for range updates {
+		mark()
+	}
+}
+
+// mark asks for a reload; it never blocks.
+func (e *egress) mark() {
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
+}
+
+// follow reloads after each change until ctx is done. It is the control loop's
+// part of egress, on one goroutine.
+func (e *egress) follow(ctx context.Context) {
+	probe := time.NewTicker(staleProbe)
+	defer probe.Stop()
+	// A dump a minute repairs whatever a lost event left wrong.
+	reconcile := time.NewTicker(time.Minute)
+	defer reconcile.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-probe.C:
+			e.probeStale()
+			continue
+		case <-reconcile.C:
+		case <-e.changed:
+		}
+		if err := e.reload(); err != nil {
+			e.log.Warn("reading routes and neighbours: the old ones serve on", "err", err)
+		}
+		// Changes come in bursts; the next dump takes the rest of this one.
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// reload dumps what the kernel has and resolves every adjacency anew.
+func (e *egress) reload() error {
+	links, err := retryDump(e.nl.LinkList)
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	var local, mainTable []netlink.Route
+	var neighs []netlink.Neigh
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		table := func(n int) ([]netlink.Route, error) {
+			return retryDump(func() ([]netlink.Route, error) {
+				return e.nl.RouteListFiltered(family, &netlink.Route{Table: n}, netlink.RT_FILTER_TABLE)
+			})
+		}
+		l, err := table(unix.RT_TABLE_LOCAL)
+		if err != nil {
+			return fmt.Errorf("listing local routes: %w", err)
+		}
+		local = append(local, l...)
+		m, err := table(unix.RT_TABLE_MAIN)
+		if err != nil {
+			return fmt.Errorf("listing routes: %w", err)
+		}
+		mainTable = append(mainTable, m...)
+		ns, err := retryDump(func() ([]netlink.Neigh, error) { return e.nl.NeighList(0, family) })
+		if err != nil {
+			return fmt.Errorf("listing neighbours: %w", err)
+		}
+		neighs = append(neighs, ns...)
+	}
+	e.fib.Store(newFIB(links, local, mainTable, neighs))
+	e.adj.refresh(e.resolve)
+	e.warnOfRules()
+	return nil
+}
+
+// retryDump repeats a dump that the kernel says was interrupted by a change.
+func retryDump[T any](dump func() (T, error)) (v T, err error) {
+	for range 5 {
+		if v, err = dump(); err == nil {
+			break
+		}
+	}
+	return v, err
+}
+
+// warnOfRules says once that policy routing is not followed.
+func (e *egress) warnOfRules() {
+	if e.warned["rules"] {
+		return
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := e.nl.RuleList(family)
+		if err != nil {
+			return
+		}
+		for _, r := range rules {
+			if r.Table != unix.RT_TABLE_LOCAL && r.Table != unix.RT_TABLE_MAIN && r.Table != unix.RT_TABLE_DEFAULT {
+				e.warned["rules"] = true
+				e.log.Warn("policy routing rules are not followed: packets leave as the tables local and main have it", "rule", r.String())
+				return
+			}
+		}
+	}
+}
+
+// resolve is what the current fib says of addr. Any thread.
+func (e *egress) resolve(addr [16]byte) *adjacency {
+	f := e.fib.Load()
+	a := &adjacency{addr: addr}
+	r := f.lookup(addr)
+	a.ifindex = r.ifindex
+	switch r.kind {
+	case routeNone:
+		return a
+	case routeLocal:
+		a.path = pathLocal
+		return a
+	case routeKernel:
+		a.path = pathUnserved
+		return a
+	}
+	p := e.ports[r.ifindex]
+	if p == nil {
+		a.path = pathUnserved
+		if m := e.bridgedPort(f, r.ifindex, addr); m != nil {
+			a.path = pathServed
+		}
+		return a
+	}
+	a.path = pathServed
+	d := f.devices[r.ifindex]
+	hop := r.gateway
+	if hop == ([16]byte{}) {
+		hop = addr
+	}
+	n, ok := f.neighbours[neighbourKey{r.ifindex, hop}]
+	if !ok || !d.up {
+		return a // known way, unknown next hop: the kernel asks for it
+	}
+	a.port, a.dst, a.src, a.mtu, a.stale = p, n.mac, d.mac, d.mtu, n.stale
+	if r.mtu > 0 && r.mtu < a.mtu {
+		a.mtu = r.mtu
+	}
+	return a
+}
+
+// bridgedPort is a served port enslaved to the bridge that leads to addr, nil
+// if there is none. What goes there leaves by the return port, over the bridge.
+func (e *egress) bridgedPort(f *fib, bridge int, addr [16]byte) *port {
+	for i, p := range e.ports {
+		if f.devices[i].master == bridge {
+			return p
+		}
+	}
+	return nil
+}
+
+// believes reports whether a source address seen on port p is one that the
+// kernel would reach through p (or through the bridge that p is enslaved to):
+// the strict reverse-path check of RFC 3704. tags are the frame's VLAN tags, the
+// outer one first, four bytes each: then p is the device below a VLAN's. On the
+// return port only the node's own addresses are believed.
+func (e *egress) believes(src [16]byte, p *port, tags []byte) bool {
+	f := e.fib.Load()
+	r := f.lookup(src)
+	if p.returns {
+		return r.kind == routeLocal
+	}
+	if r.kind != routeUnicast {
+		return false
+	}
+	in := r.ifindex
+	for ; len(tags) > 0; tags = tags[:len(tags)-4] {
+		d := f.devices[in]
+		if id := int(tags[len(tags)-2]&0x0f)<<8 | int(tags[len(tags)-1]); d.vlan == 0 || d.vlan != id {
+			return false
+		}
+		in = d.parent
+	}
+	return in == p.ifindex || in != 0 && f.devices[p.ifindex].master == in
+}
+
+// probeStale asks the kernel to confirm the neighbours that we send to and it
+// has not heard of (NTF_USE, net/core/neighbour.c:neigh_add).
+func (e *egress) probeStale() {
+	f := e.fib.Load()
+	asked := map[neighbourKey]bool{}
+	e.adj.each(func(a *adjacency) {
+		if a == nil || !a.stale {
+			return
+		}
+		hop := f.lookup(a.addr).gateway
+		if hop == ([16]byte{}) {
+			hop = a.addr
+		}
+		asked[neighbourKey{a.ifindex, hop}] = true
+	})
+	for k := range asked {
+		ip := netip.AddrFrom16(k.addr).Unmap()
+		family := unix.AF_INET6
+		if ip.Is4() {
+			family = unix.AF_INET
+		}
+		err := e.nl.NeighSet(&netlink.Neigh{LinkIndex: k.ifindex, Family: family, IP: net.IP(ip.AsSlice()), Flags: netlink.NTF_USE})
+		if err != nil {
+			e.log.Debug("asking for a neighbour", "address", ip, "err", err)
+		}
+	}
+}
+
+// close ends the subscriptions.
+func (e *egress) close() {
+	close(e.done)
+	e.ns.Close()
+}

@@ -1,0 +1,209 @@
+package dataplane
+
+import (
+	"net"
+	"net/netip"
+	"sort"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The fib is the kernel's routes, neighbours and links as one immutable value.
+// It answers, without a system call, which way the kernel would send a packet:
+// the control loop (egress.go) builds a new one from a full dump whenever the
+// kernel says that something changed, so that a lost event costs nothing but
+// time, and the workers read it through an atomic pointer.
+//
+// It holds the tables local and main, in that order, as the default rules
+// do. A node with further rules (policy routing) is served by the same answers;
+// watchKernel warns of it once.
+
+// routeKind is what a route does with a packet.
+type routeKind uint8
+
+const (
+	routeNone    routeKind = iota // no route, or one that refuses
+	routeUnicast                  // to a next hop by a device
+	routeLocal                    // to the node itself
+	routeKernel                   // multipath or encapsulated: the kernel's to decide
+)
+
+// route is one entry of the fib.
+type route struct {
+	kind    routeKind
+	ifindex int
+	gateway [16]byte // zero: the destination itself is the next hop
+	mtu     int      // of the route, 0 none
+	metric  int
+}
+
+// neighbour is a resolved link-layer address.
+type neighbour struct {
+	mac   [6]byte
+	stale bool // the kernel has not heard of it lately: ask it to
+}
+
+type neighbourKey struct {
+	ifindex int
+	addr    [16]byte
+}
+
+// device is what the fib knows of a link.
+type device struct {
+	name   string
+	mac    [6]byte
+	mtu    int
+	up     bool
+	master int // bridge it is enslaved to, 0 none
+	parent int // of a VLAN device: the device below
+	vlan   int // its VLAN id, 0 not a VLAN device
+}
+
+// fib is immutable once published.
+type fib struct {
+	lens       []int // prefix lengths (of 128) in use, longest first
+	routes     map[int]map[[16]byte]route
+	neighbours map[neighbourKey]neighbour
+	devices    map[int]device
+}
+
+// lookup is the longest-prefix match of a.
+func (f *fib) lookup(a [16]byte) route {
+	least := 0
+	if isIPv4(&a) {
+		least = 96 // ::/0 is no route for ::ffff:192.0.2.1
+	}
+	for _, n := range f.lens {
+		if n < least {
+			break
+		}
+		if r, ok := f.routes[n][maskAddr(a, n)]; ok {
+			return r
+		}
+	}
+	return route{}
+}
+
+// maskAddr zeroes all but the first bits of a.
+func maskAddr(a [16]byte, bits int) [16]byte {
+	for i := range a {
+		switch left := bits - i*8; {
+		case left >= 8:
+		case left <= 0:
+			a[i] = 0
+		default:
+			a[i] &= ^byte(0) << (8 - left)
+		}
+	}
+	return a
+}
+
+// newFIB builds a fib from what the kernel dumped. Routes of the local table
+// come first, as the rules have it: a main-table route of the same prefix
+// never replaces one of them.
+func newFIB(links []netlink.Link, local, mainTable []netlink.Route, neighs []netlink.Neigh) *fib {
+	f := &fib{
+		routes:     map[int]map[[16]byte]route{},
+		neighbours: make(map[neighbourKey]neighbour, len(neighs)),
+		devices:    make(map[int]device, len(links)),
+	}
+	for _, l := range links {
+		at := l.Attrs()
+		d := device{name: at.Name, mtu: at.MTU, up: at.RawFlags&unix.IFF_UP != 0 && at.RawFlags&unix.IFF_RUNNING != 0, master: at.MasterIndex}
+		copy(d.mac[:], at.HardwareAddr)
+		if v, ok := l.(*netlink.Vlan); ok {
+			d.parent, d.vlan = at.ParentIndex, v.VlanId
+		}
+		f.devices[at.Index] = d
+	}
+	for _, r := range local {
+		f.add(r, true)
+	}
+	for _, r := range mainTable {
+		f.add(r, false)
+	}
+	for n := range f.routes {
+		f.lens = append(f.lens, n)
+	}
+	sort.Sort(sort.Reverse(sort.IntSlice(f.lens)))
+	for _, n := range neighs {
+		if len(n.HardwareAddr) != 6 || n.State&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED|netlink.NUD_NONE) != 0 && n.State&netlink.NUD_PERMANENT == 0 {
+			continue
+		}
+		k := neighbourKey{ifindex: n.LinkIndex}
+		var ok bool
+		if k.addr, ok = addrOf(n.IP); !ok {
+			continue
+		}
+		v := neighbour{stale: n.State&netlink.NUD_STALE != 0}
+		copy(v.mac[:], n.HardwareAddr)
+		f.neighbours[k] = v
+	}
+	return f
+}
+
+// add takes one dumped route in; of two with the same prefix the one with the
+// lower metric wins, as in the kernel, unless the first is of the local table.
+func (f *fib) add(r netlink.Route, local bool) {
+	var prefix [16]byte
+	bits := 0
+	v6 := r.Family == unix.AF_INET6
+	if r.Dst != nil {
+		ones, size := r.Dst.Mask.Size()
+		if size == 32 {
+			ones += 96
+		}
+		bits = ones
+		var ok bool
+		if prefix, ok = addrOf(r.Dst.IP); !ok {
+			return
+		}
+	} else if !v6 {
+		bits = 96 // 0.0.0.0/0 is ::ffff:0:0/96
+		prefix = netip.AddrFrom4([4]byte{}).As16()
+	}
+	e := route{ifindex: r.LinkIndex, mtu: r.MTU, metric: r.Priority}
+	switch r.Type {
+	case unix.RTN_LOCAL, unix.RTN_ANYCAST:
+		e.kind = routeLocal
+	case unix.RTN_UNICAST:
+		e.kind = routeUnicast
+	default: // blackhole, unreachable, prohibit, throw, broadcast, multicast
+		e.kind = routeNone
+	}
+	if len(r.MultiPath) > 0 || r.Encap != nil || r.MPLSDst != nil {
+		e.kind = routeKernel
+	}
+	switch {
+	case r.Gw != nil:
+		e.gateway, _ = addrOf(r.Gw)
+	case r.Via != nil:
+		if via, ok := r.Via.(*netlink.Via); ok {
+			e.gateway, _ = addrOf(via.Addr)
+		} else {
+			e.kind = routeKernel
+		}
+	}
+	m := f.routes[bits]
+	if m == nil {
+		m = map[[16]byte]route{}
+		f.routes[bits] = m
+	}
+	prefix = maskAddr(prefix, bits)
+	if old, ok := m[prefix]; ok && (!local && old.kind == routeLocal || old.metric <= e.metric) {
+		return
+	}
+	m[prefix] = e
+}
+
+// addrOf maps a net.IP to the 16 bytes that addresses have everywhere here.
+func addrOf(ip net.IP) ([16]byte, bool) {
+	a, ok := netip.AddrFromSlice(ip)
+	return a.As16(), ok
+}
+
+// isIPv4 reports whether a is an IPv4 address in its mapped form.
+func isIPv4(a *[16]byte) bool {
+	return netip.AddrFrom16(*a).Is4In6()
+}

@@ -1,0 +1,190 @@
+package dataplane
+
+import (
+	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/nat"
+)
+
+// etherLen is the length of an Ethernet header without tags.
+const etherLen = 14
+
+// The packet loop, stage by stage in the order of a frame's way:
+//
+//	receive    up to 64 descriptors of one receive ring, and refill its fill ring
+//	parse      all of them once, into offsets
+//	lookup     all of them in the flow table at once, so that their misses overlap
+//	decide     each: known flow, first frame of one, or not ours (flow.go)
+//	rewrite    addresses, ports, checksums, TTL (package nat)
+//	send       into the outbox of the port that leads there
+//	flush      each outbox: completions, transmit ring, one kick
+//
+// Nothing here allocates, blocks, logs or asks the time; the one lock is that of
+// a transmit ring which several workers share, taken once a batch.
+
+// serve runs a batch of q through all stages and reports whether there was one.
+func (w *worker) serve(q *queue) bool {
+	w.in = q
+	if !w.receive(q) {
+		return false
+	}
+	w.parse()
+	w.lookup()
+	w.decide()
+	w.flush()
+	w.batches++
+	return true
+}
+
+// receive takes a batch from the receive ring and gives the fill ring as many
+// free frames.
+func (w *worker) receive(q *queue) bool {
+	b := &w.b
+	b.n = q.sock.Receive(b.descs[:])
+	if b.n == 0 {
+		return false
+	}
+	w.received += uint64(b.n)
+	q.rx.Add(uint64(b.n))
+	q.sock.Refill(w.cache)
+	return true
+}
+
+// parse finds the frames in the umem and parses each once.
+func (w *worker) parse() {
+	b := &w.b
+	for i := range b.n {
+		b.frames[i] = w.d.umem.Frame(b.descs[i].Addr, b.descs[i].Len)
+		if b.frames[i] == nil {
+			b.parsed[i] = nat.ShortFrame
+			continue
+		}
+		b.parsed[i] = b.packets[i].Parse(b.frames[i])
+	}
+}
+
+// lookup asks the flow table for all parsed frames at once.
+func (w *worker) lookup() {
+	b := &w.b
+	n := 0
+	for i := range b.n {
+		if b.parsed[i] != nat.OK {
+			continue
+		}
+		p := &b.packets[i]
+		t := &b.tuples[n]
+		t.Src, t.Dst, t.SrcPort, t.DstPort, t.Proto = p.Src, p.Dst, p.SrcPort, p.DstPort, p.Proto
+		n++
+	}
+	w.d.table.LookupBatch(b.tuples[:n], b.hashes[:n], b.refs[:n])
+}
+
+// decide ends every frame of the batch: each goes into an outbox, or back to
+// the free frames.
+func (w *worker) decide() {
+	b := &w.b
+	k := 0
+	for i := range b.n {
+		switch {
+		case b.frames[i] == nil:
+			w.count(BadDescriptor)
+		case b.parsed[i] == nat.BadTCPFlags && w.isReply(i):
+			w.drop(i, InvalidReply)
+		case b.parsed[i] != nat.OK:
+			w.giveBack(i, unparsed(b.parsed[i]))
+		default:
+			ref := b.refs[k]
+			k++
+			if ref.Record != 0 {
+				w.known(i, ref)
+			} else {
+				w.first(i)
+			}
+		}
+	}
+}
+
+// isReply reports whether a frame that was refused for its TCP flags belongs to
+// a known flow as a reply. The client must never see the backend's address.
+func (w *worker) isReply(i int) bool {
+	p := &w.b.packets[i]
+	ref := w.d.table.Lookup(&flowtable.Tuple{Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, Proto: p.Proto})
+	return ref.Record != 0 && ref.Direction == flowtable.Reply
+}
+
+// send counts frame i and puts it into the outbox of port p under new
+// link-layer addresses.
+func (w *worker) send(i int, p *port, dst, src *[6]byte, reason Reason) {
+	b := &w.b
+	pkt, frame := &b.packets[i], b.frames[i]
+	d := b.descs[i]
+	d.Options = 0
+	if b.parsed[i] == nat.OK {
+		// Padding stays behind, and so do VLAN tags: the way on is
+		// another device's, and the kernel's where that is a VLAN's.
+		start := pkt.L3 - etherLen
+		if start > 0 {
+			copy(frame[start+12:], frame[pkt.L3-2:pkt.L3])
+		}
+		frame = frame[start:pkt.End]
+		d.Addr += uint64(start)
+		d.Len = uint32(len(frame))
+		if pkt.Partial {
+			from, offset := pkt.ChecksumOffsets()
+			w.d.umem.RequestChecksum(&d, from-start, offset)
+		}
+	}
+	copy(frame[0:6], dst[:])
+	copy(frame[6:12], src[:])
+	w.count(reason)
+	o := &w.out[p.slot]
+	if o.n == 0 {
+		w.touched = append(w.touched, p.slot)
+	}
+	o.descs[o.n], o.reasons[o.n] = d, reason
+	o.n++
+}
+
+// free gives frame i back.
+func (w *worker) free(i int) { w.cache.Put(w.b.descs[i].Addr) }
+
+// flush sends every outbox: one lock, one submit and one kick for each port.
+func (w *worker) flush() {
+	for _, slot := range w.touched {
+		w.transmit(w.d.bySlot[slot], &w.out[slot])
+	}
+	w.touched = w.touched[:0]
+}
+
+// transmit sends what is in o by the queue of p that is this worker's, or that
+// it shares. What finds no room, even after a kick has made some, is dropped, and
+// counted so instead of under the reason that it had.
+func (w *worker) transmit(p *port, o *outbox) {
+	q := p.queues[w.id%len(p.queues)]
+	q.tx.Lock()
+	n := q.sock.Transmit(o.descs[:o.n])
+	q.sock.Kick()
+	q.sock.Complete(w.cache)
+	if n < o.n {
+		n += q.sock.Transmit(o.descs[n:o.n])
+		q.sock.Kick()
+		q.sock.Complete(w.cache)
+	}
+	q.tx.Unlock()
+	q.sent.Add(uint64(n))
+	for i := n; i < o.n; i++ {
+		w.counts[o.reasons[i]]--
+		w.count(TxFull)
+		w.cache.Put(o.descs[i].Addr)
+	}
+	o.n = 0
+}
+
+// reap takes sent frames back from every queue that this worker sends by.
+func (w *worker) reap() {
+	for _, p := range w.d.ports {
+		q := p.queues[w.id%len(p.queues)]
+		q.tx.Lock()
+		q.sock.Complete(w.cache)
+		q.tx.Unlock()
+	}
+}

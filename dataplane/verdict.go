@@ -1,0 +1,115 @@
+package dataplane
+
+import (
+	"fmt"
+
+	"github.com/sluice-net/sluice/nat"
+)
+
+// Verdict is how a frame that reached the fast path ended.
+type Verdict uint8
+
+// The verdicts. What the classifier passes never becomes a frame of ours: it is
+// counted there.
+const (
+	Translated Verdict = iota // rewritten and sent
+	Returned                  // given to the node's kernel unchanged
+	Rejected                  // answered with an ICMP error
+	Dropped                   // neither
+	numVerdicts
+)
+
+var verdictWords = [numVerdicts]string{"translated", "returned", "rejected", "dropped"}
+
+// String gives the word of metrics, CLI and trace.
+func (v Verdict) String() string {
+	if int(v) < len(verdictWords) {
+		return verdictWords[v]
+	}
+	return fmt.Sprintf("Verdict(%d)", uint8(v))
+}
+
+// Reason says why a frame got its verdict. Each belongs to one verdict only.
+type Reason uint8
+
+// The reasons of our own; those of a frame that could not be parsed follow
+// them, one for each nat.Reason.
+const (
+	ForwardDirect Reason = iota // to the backend, by a direct port
+	ForwardReturn               // to the backend, by the return port
+	ReplyDirect                 // to the client, by a direct port
+	ReplyReturn                 // to the client, by the return port
+
+	NoSnapshot     // nothing is programmed yet
+	NotServed      // neither a frontend's address nor a flow's tuple (any more)
+	TTLExceeded    // the kernel answers it
+	UnservedPath   // the backend's replies would not come back through a port
+	HairpinToSelf  // the backend is the client
+	TableFull      // no room for the flow
+	NoFreePort     // every source port tried collides at the backend
+	NoEndpoints    // rejected: no usable endpoint anywhere
+	UnknownPort    // rejected: the address is a frontend's, the port is not
+	NoLocal        // dropped: policy Local, and no endpoint on this node
+	SpoofedSource  // dropped: the source does not live behind this port
+	RejectLimited  // dropped: too many rejects in this second
+	RejectRefused  // dropped: an answer to this frame may not be sent
+	InvalidReply   // dropped: a reply that the kernel's own NAT would let out untranslated
+	ReturnLoop     // dropped: came from the node's kernel and would go back to it
+	TxFull         // dropped: no room in the ring of transmission
+	BadDescriptor  // dropped: the kernel named a frame outside the umem
+	NoFrame        // dropped: no free frame for the answer
+	firstNatReason // returned: nat.Reason(1) and so on
+)
+
+// numReasons counts ours and nat's.
+const numReasons = int(firstNatReason) + int(nat.NumReasons) - 1
+
+var reasonWords = [firstNatReason]struct {
+	word    string
+	verdict Verdict
+}{
+	ForwardDirect: {"forward_direct", Translated},
+	ForwardReturn: {"forward_return", Translated},
+	ReplyDirect:   {"reply_direct", Translated},
+	ReplyReturn:   {"reply_return", Translated},
+	NoSnapshot:    {"no_snapshot", Returned},
+	NotServed:     {"not_served", Returned},
+	TTLExceeded:   {"ttl_exceeded", Returned},
+	UnservedPath:  {"unserved_path", Returned},
+	HairpinToSelf: {"hairpin", Returned},
+	TableFull:     {"table_full", Returned},
+	NoFreePort:    {"no_free_port", Returned},
+	NoEndpoints:   {"no_endpoints", Rejected},
+	UnknownPort:   {"unknown_port", Rejected},
+	NoLocal:       {"no_local_endpoints", Dropped},
+	SpoofedSource: {"spoofed_source", Dropped},
+	RejectLimited: {"reject_limited", Dropped},
+	RejectRefused: {"reject_refused", Dropped},
+	InvalidReply:  {"invalid_reply", Dropped},
+	ReturnLoop:    {"return_loop", Dropped},
+	TxFull:        {"tx_full", Dropped},
+	BadDescriptor: {"bad_descriptor", Dropped},
+	NoFrame:       {"no_frame", Dropped},
+}
+
+// unparsed is the reason of a frame that nat would not parse.
+func unparsed(r nat.Reason) Reason { return firstNatReason + Reason(r) - 1 }
+
+// Verdict is the one that r belongs to.
+func (r Reason) Verdict() Verdict {
+	if r < firstNatReason {
+		return reasonWords[r].verdict
+	}
+	return Returned
+}
+
+// String gives the word of metrics, CLI and trace.
+func (r Reason) String() string {
+	switch {
+	case r < firstNatReason:
+		return reasonWords[r].word
+	case int(r) < numReasons:
+		return nat.Reason(r - firstNatReason + 1).String()
+	}
+	return fmt.Sprintf("Reason(%d)", uint8(r))
+}

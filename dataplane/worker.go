@@ -1,0 +1,263 @@
+package dataplane
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-net/sluice/dataplane/xsk"
+	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/nat"
+	"github.com/sluice-net/sluice/service"
+	"github.com/sluice-net/sluice/xdpprog"
+)
+
+// batchSize bounds a batch, and with it how long a worker's thread stays
+// inside one system call.
+const batchSize = 64
+
+const (
+	// beatEvery is how often a worker writes its heartbeats while it has
+	// work, and publishes its counters.
+	beatEvery = 10 * time.Millisecond
+	// sleepAtMost bounds a worker's sleep, since a sleeping worker beats too.
+	sleepAtMost = 50 * time.Millisecond
+)
+
+// port is a device that the dataplane serves, with one socket for each of its
+// queues.
+type port struct {
+	slot     int
+	name     string
+	ifindex  int
+	driver   string
+	mtu      int
+	mac      [6]byte
+	outerMAC [6]byte // of the return port's other end, where its frames go
+	returns  bool    // it is the return port
+	partial  bool    // its peer can send partial checksums: veth, tap
+	asked    XDPMode
+	granted  xdpprog.AttachMode
+	queues   []*queue
+}
+
+// queue is one (port, queue) with its socket. Its receive side (rx and fill
+// ring) belongs to one worker; its transmit side (tx and completion ring) to
+// whoever holds tx.
+type queue struct {
+	port   *port
+	number int
+	index  int // in the socket map and the heartbeats: slot x queues + queue
+	sock   *xsk.Socket
+	tx     sync.Mutex
+	rx     atomic.Uint64 // frames received
+	sent   atomic.Uint64 // frames given to the kernel to send
+}
+
+// batch is what the stages work on: one receive ring's worth of frames, in
+// arrays of fixed size.
+type batch struct {
+	n       int
+	descs   [batchSize]xsk.Desc
+	frames  [batchSize][]byte
+	parsed  [batchSize]nat.Reason
+	packets [batchSize]nat.Packet
+	// The tuples of the frames that were parsed, in their order.
+	tuples [batchSize]flowtable.Tuple
+	hashes [batchSize]uint64
+	refs   [batchSize]flowtable.Ref
+}
+
+// outbox gathers the descriptors that leave by one port until the batch ends.
+type outbox struct {
+	n       int
+	descs   [batchSize]xsk.Desc
+	reasons [batchSize]Reason
+}
+
+// worker owns a set of queues and runs the packet loop on a thread of its own.
+// Every field is its own but those that say otherwise.
+type worker struct {
+	id     int
+	d      *Dataplane
+	queues []*queue
+	cache  *xsk.Cache
+	poller *xsk.Poller
+
+	in       *queue // of this batch
+	b        batch
+	out      [maxPorts]outbox // by slot
+	touched  []int            // slots with something in their outbox
+	snapshot *service.Snapshot
+	now      uint64 // monotonic ns, once a turn of the loop
+	tick     flowtable.Tick
+	target   flowtable.Target
+	rejects  tokenBucket
+	rng      rand.PCG
+	resolve  func([16]byte) *adjacency
+
+	counts   [numReasons]uint64
+	received uint64
+	batches  uint64
+	sleeps   uint64
+	busy     uint64 // ns spent in turns that had work
+	lastBeat uint64
+
+	// Read by others: published at each beat and before each sleep.
+	published struct {
+		counts                                [numReasons]atomic.Uint64
+		received, batches, sleeps, busy, beat atomic.Uint64
+	}
+	// turn counts turns of the loop; its lowest bit is set while the worker
+	// sleeps and holds no reference into the flow table. The control loop
+	// waits on it before it lets records be used again.
+	turn atomic.Uint64
+	stop atomic.Bool
+}
+
+// tokenBucket limits the answers a worker sends: a thousand a second, in bursts
+// of fifty, as the kernel limits its own (icmp_msgs_per_sec, icmp_msgs_burst).
+type tokenBucket struct {
+	tokens uint64 // in ns of credit
+	last   uint64
+}
+
+const (
+	rejectEvery = uint64(time.Second / 1000)
+	rejectBurst = 50
+)
+
+// take reports whether one more answer may be sent at now.
+func (b *tokenBucket) take(now uint64) bool {
+	b.tokens = min(b.tokens+now-b.last, rejectBurst*rejectEvery)
+	b.last = now
+	if b.tokens < rejectEvery {
+		return false
+	}
+	b.tokens -= rejectEvery
+	return true
+}
+
+func newWorker(d *Dataplane, id int) *worker {
+	w := &worker{id: id, d: d, touched: make([]int, 0, batchSize), resolve: d.egress.resolve}
+	w.rng.Seed(rand.Uint64(), rand.Uint64())
+	return w
+}
+
+// random is 64 bits nobody can guess from the last ones cheaply: PCG-DXSM with
+// a seed of the system's.
+func (w *worker) random() uint64 { return w.rng.Uint64() }
+
+// run is the worker's life. It returns when stop is set, after a last pass over
+// its queues, or with the error that ended it.
+func (w *worker) run() (err error) {
+	runtime.LockOSThread() // never unlocked: the thread ends with the worker
+	defer func() {
+		w.turn.Store(w.turn.Load() | 1) // asleep for good
+		w.publish()
+		if r := recover(); r != nil {
+			err = fmt.Errorf("worker %d: panic: %v\n%s", w.id, r, stack())
+		}
+	}()
+	spin := uint64(max(0, w.d.cfg.BusySpin))
+	w.now = w.d.clock.now()
+	lastWork := w.now
+	for !w.stop.Load() {
+		if w.pass() {
+			lastWork = w.now
+			continue
+		}
+		if w.now-lastWork < spin {
+			continue
+		}
+		if err := w.sleep(); err != nil {
+			return fmt.Errorf("worker %d: %w", w.id, err)
+		}
+		lastWork = w.d.clock.now()
+	}
+	// What is in the rings still gets its verdict.
+	for w.pass() {
+	}
+	w.reap()
+	return nil
+}
+
+// pass is one turn of the loop: a batch of each queue that has one. It reports
+// whether there was any.
+func (w *worker) pass() bool {
+	w.turn.Store(w.turn.Load() + 2)
+	w.now = w.d.clock.now()
+	if w.now-w.lastBeat >= uint64(beatEvery) {
+		w.beat()
+	}
+	w.tick = flowtable.TickOf(w.now)
+	w.snapshot = w.d.snapshot.Load()
+	had := false
+	for _, q := range w.queues {
+		if w.serve(q) {
+			had = true
+		}
+	}
+	if had {
+		w.busy += w.d.clock.now() - w.now
+	}
+	return had
+}
+
+// beat writes the heartbeat of every queue and publishes the counters.
+func (w *worker) beat() {
+	w.lastBeat = w.now
+	for _, q := range w.queues {
+		w.d.beat(q.index, w.now)
+	}
+	w.publish()
+}
+
+// publish copies the counters to where others may read them.
+func (w *worker) publish() {
+	p := &w.published
+	for i, n := range w.counts {
+		p.counts[i].Store(n)
+	}
+	p.received.Store(w.received)
+	p.batches.Store(w.batches)
+	p.sleeps.Store(w.sleeps)
+	p.busy.Store(w.busy)
+	p.beat.Store(w.lastBeat)
+}
+
+// sleep waits until a frame arrives, somebody wakes the worker, or the next
+// beat is due.
+func (w *worker) sleep() error {
+	w.reap()
+	w.now = w.d.clock.now()
+	w.beat()
+	w.sleeps++
+	t := w.turn.Load()
+	w.turn.Store(t | 1)
+	_, err := w.poller.Wait(sleepAtMost)
+	w.turn.Store((t | 1) + 1)
+	return err
+}
+
+// wake ends the worker's sleep. Any thread.
+func (w *worker) wake() { w.poller.Wake() }
+
+// quiet reports whether the worker has passed a batch boundary since its turn
+// was seen, or sleeps.
+func (w *worker) quiet(seen uint64) bool {
+	t := w.turn.Load()
+	return t&1 == 1 || t != seen
+}
+
+// count adds one frame to a reason.
+func (w *worker) count(r Reason) { w.counts[r]++ }
+
+// stack is the stack of a worker that panicked.
+func stack() []byte {
+	buf := make([]byte, 16<<10)
+	return buf[:runtime.Stack(buf, false)]
+}
