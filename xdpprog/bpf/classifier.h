@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What every hook of the classifier shares, in the order in which a frame meets it: reasons, maps
+ * and constants, parse, flow lookup, liveness.
+ *
+ * A hook asks two questions. Is the frame ours? parse() and flow_find() know. Is the daemon alive
+ * to take it? age_of_beat() and the socket map know. Whatever is not understood exactly is not
+ * ours.
+ *
+ * Little-endian only: the hash reads the frame's bytes as little-endian words.
+ */
+#pragma once
+
+#include "uapi.h"
+
+/*
+ * Why a frame ended as it did. The Go twin is reason.go, a test pins them to each other. A frame
+ * of the first group is ours; one of the second would be, were the daemon alive; the rest is not.
+ */
+enum reason {
+	REASON_FORWARD, /* in the flow table, client to frontend */
+	REASON_REPLY,	/* in the flow table, backend to client */
+	REASON_NEW,	/* not in the flow table, to an address we serve, and ours to begin */
+
+	REASON_HELD,	   /* in the flow table, daemon away for a moment: dropped */
+	REASON_DEAD_KNOWN, /* in the flow table, daemon away for longer than we hold */
+	REASON_DEAD_NEW,   /* REASON_NEW, daemon away */
+
+	REASON_NOT_OURS,   /* neither to an address we serve nor in the flow table */
+	REASON_KERNEL_TCP, /* to an address we serve, but of a connection that we did not begin */
+	REASON_KERNEL_UDP, /* to an address we serve, but known to conntrack */
+
+	REASON_NOT_UNICAST,
+	REASON_NOT_IP,
+	REASON_VLAN_TAGS,      /* more than two in the frame */
+	REASON_VLAN_OFFLOADED, /* a tag beside the frame */
+	REASON_TRUNCATED,      /* the frame ends inside a header */
+	REASON_BAD_HEADER,     /* version or header length that cannot be */
+	REASON_BAD_LENGTH,     /* lengths that contradict each other or the frame */
+	REASON_MAPPED_ADDRESS, /* an IPv4-mapped address in an IPv6 header */
+	REASON_EXT_HEADERS,    /* more IPv6 extension headers than we walk */
+	REASON_ROUTING_HEADER, /* an IPv6 source route that has not ended */
+	REASON_FRAGMENT,
+	REASON_ICMP_ERROR,
+	REASON_OTHER_PROTO,
+
+	REASON_UNKNOWN_PORT, /* a device that is not in the port map */
+	REASON_BAD_QUEUE,    /* a queue beyond those that a slot has room for */
+
+	NREASONS,
+};
+
+/* parse() understood the frame, the rest has to decide. */
+#define UNDECIDED NREASONS
+
+enum hook { HOOK_INGRESS, HOOK_EGRESS, NHOOKS };
+
+enum mode { MODE_FRONT, MODE_ALONE };
+
+/* Set by the loader before the programs are verified, so that dead branches cost nothing. */
+const volatile __u32 mode;
+const volatile __u32 slots;
+const volatile __u32 queues;
+const volatile __u32 flow_buckets;
+const volatile __u64 stale_ns;
+const volatile __u64 hold_ns;
+const volatile __u32 outer_ifindex;
+const volatile __u32 return_slot;
+const volatile bool use_ct;
+
+#define PORT_RETURN (1U << 0) /* the return port's inner end */
+
+struct port {
+	__u32 slot;
+	__u32 flags;
+};
+
+/* Index of the flow table: eight cells, each tag << 33 | direction << 32 | record. */
+#define BUCKET_CELLS 8
+
+struct flow_bucket {
+	__u64 cell[BUCKET_CELLS];
+};
+
+/* A flow of the flow table. Record 0 is the table's header and never a flow. */
+#define FLOW_SOURCE (1U << 0) /* the backend sees source, not client */
+
+struct flow_record {
+	__u64 client[2];
+	__u64 frontend[2];
+	__u64 backend[2];
+	__u32 forward_ports; /* client, frontend: as a forward frame has them */
+	__u32 reply_ports;   /* backend, source: as a reply has them */
+	__u8 proto;
+	__u8 flags;
+	__u16 reserved;
+	__u32 reserved2;
+	/* second cache line */
+	__u64 source[2];
+	__u64 rest[6];
+};
+
+struct flow_header {
+	__u64 magic;
+	__u32 version;
+	__u32 buckets;
+	__u32 records;
+	__u32 record_size;
+	__u64 seed[2];
+};
+
+_Static_assert(sizeof(struct flow_bucket) == 64, "bucket");
+_Static_assert(sizeof(struct flow_record) == 128, "record");
+
+struct address {
+	__u64 word[2];
+};
+
+struct counters {
+	__u64 count[NHOOKS][NREASONS];
+};
+
+/* The loader sets every max_entries. */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_bucket);
+} flow_index SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow_record);
+} flow_records SEC(".maps");
+
+/* Presence means: an address we serve. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct address);
+	__type(value, __u32);
+} frontend_addrs SEC(".maps");
+
+/* By ifindex. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct port);
+} ports SEC(".maps");
+
+/* By slot * queues + queue. The kernel takes a closed socket out by itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+/* By slot * queues + queue: when the worker that owns the socket last beat, CLOCK_MONOTONIC. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} beats SEC(".maps");
+
+/* By slot; one more at the end for frames of unknown ports. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+/* Not inlined, so that the verifier sees it once. A global function has to return something. */
+__noinline int count(__u32 slot, enum hook hook, enum reason reason)
+{
+	struct counters *c = bpf_map_lookup_elem(&counters, &slot);
+
+	if (c && hook < NHOOKS && reason < NREASONS)
+		c->count[hook][reason]++;
+	return 0;
+}
+
+/*
+ * Parse.
+ *
+ * Addresses are kept as in the flow table, 16 bytes with IPv4 mapped into IPv6, ports as in the
+ * frame: source in the low half, destination in the high half, both big endian.
+ */
+struct tuple {
+	__u64 src[2];
+	__u64 dst[2];
+	__u32 ports;
+	__u8 proto;
+	__u8 ipv4;
+	__u8 opens; /* a TCP SYN without ACK */
+	__u8 reserved;
+};
+
+#define MAPPED_PREFIX 0xffff0000ULL /* ::ffff:0:0/96, its second word without the address */
+
+#define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
+#define MAX_EXT_HEADERS 4
+
+static __always_inline bool is_vlan(__u16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+static __always_inline bool is_ext_header(__u8 proto)
+{
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_DSTOPTS;
+}
+
+static __always_inline enum reason parse_tcp(struct tuple *t, void *pos, void *end, __u32 room)
+{
+	struct tcphdr *tcp = pos;
+	__u32 header;
+
+	if (room < sizeof(*tcp))
+		return REASON_BAD_LENGTH;
+	if ((void *)(tcp + 1) > end)
+		return REASON_TRUNCATED;
+	header = tcp->offset >> 4 << 2;
+	if (header < sizeof(*tcp))
+		return REASON_BAD_HEADER;
+	if (header > room)
+		return REASON_BAD_LENGTH;
+	t->ports = tcp->ports;
+	t->opens = (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return UNDECIDED;
+}
+
+static __always_inline enum reason parse_udp(struct tuple *t, void *pos, void *end, __u32 room)
+{
+	struct udphdr *udp = pos;
+	__u32 len;
+
+	if (room < sizeof(*udp))
+		return REASON_BAD_LENGTH;
+	if ((void *)(udp + 1) > end)
+		return REASON_TRUNCATED;
+	/* Less than the IP payload is odd but whole: the kernel trims it (net/ipv4/udp.c). */
+	len = bpf_ntohs(udp->len);
+	if (len < sizeof(*udp) || len > room)
+		return REASON_BAD_LENGTH;
+	t->ports = udp->ports;
+	return UNDECIDED;
+}
+
+/* An error quotes the frame that it is about; anything else of ICMP is the kernel's. */
+static __always_inline enum reason parse_icmp(bool ipv4, void *pos, void *end, __u32 room)
+{
+	struct icmphdr *icmp = pos;
+
+	if (room < sizeof(*icmp))
+		return REASON_BAD_LENGTH;
+	if ((void *)(icmp + 1) > end)
+		return REASON_TRUNCATED;
+	if (ipv4) {
+		switch (icmp->type) {
+		case 3:	 /* destination unreachable */
+		case 4:	 /* source quench */
+		case 5:	 /* redirect */
+		case 11: /* time exceeded */
+		case 12: /* parameter problem */
+			return REASON_ICMP_ERROR;
+		}
+		return REASON_OTHER_PROTO;
+	}
+	return icmp->type < 128 ? REASON_ICMP_ERROR : REASON_OTHER_PROTO;
+}
+
+/* parse reads the frame between data and end, which is len bytes long as the kernel knows it. */
+static __always_inline enum reason parse(struct tuple *t, void *data, void *end, __u32 len)
+{
+	struct ethhdr *eth = data;
+	void *pos = eth + 1;
+	__u16 type;
+	__u8 proto;
+	__u32 room;
+
+	if (pos > end)
+		return REASON_TRUNCATED;
+	if (eth->dest[0] & 1)
+		return REASON_NOT_UNICAST;
+	type = eth->proto;
+	len -= sizeof(*eth);
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		struct vlanhdr *vlan = pos;
+
+		if (!is_vlan(type))
+			break;
+		if ((void *)(vlan + 1) > end)
+			return REASON_TRUNCATED;
+		type = vlan->proto;
+		pos = vlan + 1;
+		len -= sizeof(*vlan);
+	}
+
+	if (type == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = pos;
+		__u32 header, total;
+
+		if ((void *)(ip + 1) > end)
+			return REASON_TRUNCATED;
+		header = (ip->version_ihl & 0xf) << 2;
+		total = bpf_ntohs(ip->tot_len);
+		if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip))
+			return REASON_BAD_HEADER;
+		if (total < header || total > len)
+			return REASON_BAD_LENGTH;
+		if (ip->frag_off & bpf_htons(IP_FRAGMENT))
+			return REASON_FRAGMENT;
+		t->src[0] = 0;
+		t->src[1] = (__u64)ip->saddr << 32 | MAPPED_PREFIX;
+		t->dst[0] = 0;
+		t->dst[1] = (__u64)ip->daddr << 32 | MAPPED_PREFIX;
+		t->ipv4 = 1;
+		proto = ip->proto;
+		pos += header;
+		room = total - header;
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = pos;
+
+		if ((void *)(ip + 1) > end)
+			return REASON_TRUNCATED;
+		if (ip->version_class >> 4 != 6)
+			return REASON_BAD_HEADER;
+		len -= sizeof(*ip);
+		room = bpf_ntohs(ip->payload_len);
+		if (room > len)
+			return REASON_BAD_LENGTH;
+		t->src[0] = (__u64)ip->saddr[1] << 32 | ip->saddr[0];
+		t->src[1] = (__u64)ip->saddr[3] << 32 | ip->saddr[2];
+		t->dst[0] = (__u64)ip->daddr[1] << 32 | ip->daddr[0];
+		t->dst[1] = (__u64)ip->daddr[3] << 32 | ip->daddr[2];
+		/* Such a frame would be found among the flows of IPv4. */
+		if ((!t->src[0] && (__u32)t->src[1] == MAPPED_PREFIX) ||
+		    (!t->dst[0] && (__u32)t->dst[1] == MAPPED_PREFIX))
+			return REASON_MAPPED_ADDRESS;
+		t->ipv4 = 0;
+		proto = ip->nexthdr;
+		pos = ip + 1;
+
+#pragma unroll
+		for (int i = 0; i < MAX_EXT_HEADERS; i++) {
+			struct ipv6_exthdr *ext = pos;
+			__u32 header;
+
+			if (!is_ext_header(proto))
+				break;
+			if (room < sizeof(*ext))
+				return REASON_BAD_LENGTH;
+			if ((void *)(ext + 1) > end)
+				return REASON_TRUNCATED;
+			header = (ext->hdrlen + 1) << 3;
+			if (header > room)
+				return REASON_BAD_LENGTH;
+			if (proto == IPPROTO_ROUTING && ext->segments_left)
+				return REASON_ROUTING_HEADER;
+			proto = ext->nexthdr;
+			pos += header;
+			room -= header;
+		}
+		if (is_ext_header(proto))
+			return REASON_EXT_HEADERS;
+		/* An atomic one (no offset, none to follow) too: so few that they need no way of
+		 * their own. */
+		if (proto == IPPROTO_FRAGMENT)
+			return REASON_FRAGMENT;
+	} else {
+		return is_vlan(type) ? REASON_VLAN_TAGS : REASON_NOT_IP;
+	}
+
+	t->proto = proto;
+	if (proto == IPPROTO_TCP)
+		return parse_tcp(t, pos, end, room);
+	if (proto == IPPROTO_UDP)
+		return parse_udp(t, pos, end, room);
+	if (t->ipv4 ? proto == IPPROTO_ICMP : proto == IPPROTO_ICMPV6)
+		return parse_icmp(t->ipv4, pos, end, room);
+	return REASON_OTHER_PROTO;
+}
+
+/*
+ * Flow lookup: the reader's half of package flowtable, in the kernel.
+ *
+ * Cells are published by one atomic 64-bit store when their record is complete, and a removed
+ * record is not used again before every reader of that time is gone. So a cell is loaded once, and
+ * what it names may be read plainly.
+ */
+
+#define ROTL(x, n) ((x) << (n) | (x) >> (64 - (n)))
+#define SIPROUND                                                                                   \
+	do {                                                                                       \
+		v0 += v1;                                                                          \
+		v2 += v3;                                                                          \
+		v1 = ROTL(v1, 13) ^ v0;                                                            \
+		v3 = ROTL(v3, 16) ^ v2;                                                            \
+		v0 = ROTL(v0, 32);                                                                 \
+		v2 += v1;                                                                          \
+		v0 += v3;                                                                          \
+		v1 = ROTL(v1, 17) ^ v2;                                                            \
+		v3 = ROTL(v3, 21) ^ v0;                                                            \
+		v2 = ROTL(v2, 32);                                                                 \
+	} while (0)
+#define SIPWORD(m)                                                                                 \
+	do {                                                                                       \
+		__u64 word = (m);                                                                  \
+		v3 ^= word;                                                                        \
+		SIPROUND;                                                                          \
+		v0 ^= word;                                                                        \
+	} while (0)
+
+/* SipHash-1-3 of source, destination, ports and protocol: 13 bytes for IPv4, 37 for IPv6. */
+static __always_inline __u64 flow_hash(const struct tuple *t, const __u64 seed[2])
+{
+	__u64 v0 = seed[0] ^ 0x736f6d6570736575ULL;
+	__u64 v1 = seed[1] ^ 0x646f72616e646f6dULL;
+	__u64 v2 = seed[0] ^ 0x6c7967656e657261ULL;
+	__u64 v3 = seed[1] ^ 0x7465646279746573ULL;
+	__u64 last = (__u64)t->proto << 32 | t->ports;
+
+	if (t->ipv4) {
+		SIPWORD(t->src[1] >> 32 | (t->dst[1] >> 32 << 32));
+		last |= 13ULL << 56;
+	} else {
+		SIPWORD(t->src[0]);
+		SIPWORD(t->src[1]);
+		SIPWORD(t->dst[0]);
+		SIPWORD(t->dst[1]);
+		last |= 37ULL << 56;
+	}
+	SIPWORD(last);
+	v2 ^= 0xff;
+	SIPROUND;
+	SIPROUND;
+	SIPROUND;
+	return v0 ^ v1 ^ v2 ^ v3;
+}
+
+enum direction { FLOW_FORWARD, FLOW_REPLY, FLOW_NONE };
+
+#define CELL_RECORD(cell) ((__u32)(cell))
+#define CELL_DIRECTION(cell) ((cell) >> 32 & 1)
+#define CELL_TAG(cell) ((cell) >> 33)
+
+static __always_inline bool same(const __u64 a[2], const __u64 b[2])
+{
+	return a[0] == b[0] && a[1] == b[1];
+}
+
+/* Compares the whole tuple with the side of the flow that the cell speaks of. */
+__noinline int flow_match(const struct tuple *t, __u64 cell)
+{
+	__u32 record = CELL_RECORD(cell);
+	struct flow_record *f;
+
+	/* The header is not a flow, and an empty cell points at it. */
+	if (!t || !record)
+		return FLOW_NONE;
+	f = bpf_map_lookup_elem(&flow_records, &record);
+	if (!f || f->proto != t->proto)
+		return FLOW_NONE;
+	if (CELL_DIRECTION(cell) == FLOW_FORWARD) {
+		if (f->forward_ports == t->ports && same(f->client, t->src) &&
+		    same(f->frontend, t->dst))
+			return FLOW_FORWARD;
+	} else if (f->reply_ports == t->ports && same(f->backend, t->src)) {
+		if (same(f->flags & FLOW_SOURCE ? f->source : f->client, t->dst))
+			return FLOW_REPLY;
+	}
+	return FLOW_NONE;
+}
+
+static __always_inline int bucket_find(const struct tuple *t, __u32 number, __u64 tag)
+{
+	struct flow_bucket *b = bpf_map_lookup_elem(&flow_index, &number);
+
+	if (!b)
+		return FLOW_NONE;
+#pragma unroll
+	for (int i = 0; i < BUCKET_CELLS; i++) {
+		__u64 cell = *(volatile __u64 *)&b->cell[i];
+
+		if (CELL_TAG(cell) == tag) {
+			int direction = flow_match(t, cell);
+
+			if (direction != FLOW_NONE)
+				return direction;
+		}
+	}
+	return FLOW_NONE;
+}
+
+__noinline int flow_find(const struct tuple *t)
+{
+	__u32 zero = 0, mask = flow_buckets - 1, first, second;
+	struct flow_header *header;
+	__u64 hash, tag;
+	int direction;
+
+	if (!t)
+		return FLOW_NONE;
+	header = bpf_map_lookup_elem(&flow_records, &zero);
+	if (!header)
+		return FLOW_NONE;
+	hash = flow_hash(t, header->seed);
+	tag = hash * 0x9e3779b97f4a7c15ULL >> 33;
+	first = (__u32)hash & mask;
+	second = (__u32)(hash >> 32) & mask;
+	if (second == first)
+		second ^= 1;
+
+	direction = bucket_find(t, first, tag);
+	if (direction != FLOW_NONE)
+		return direction;
+	return bucket_find(t, second, tag);
+}
+
+static __always_inline bool served(const struct tuple *t)
+{
+	struct address a = {{t->dst[0], t->dst[1]}};
+
+	return bpf_map_lookup_elem(&frontend_addrs, &a);
+}
+
+/*
+ * Liveness.
+ *
+ * The coarse clock lags the one that a worker reads by up to a tick, so a beat may lie a
+ * little ahead of it. One that lies further ahead than a beat may lag is not believed: it would
+ * keep a dead daemon alive until then.
+ */
+static __always_inline __s64 age_of_beat(__u32 index)
+{
+	const __s64 never = (1ULL << 63) - 1;
+	volatile __u64 *beat = bpf_map_lookup_elem(&beats, &index);
+	__s64 age;
+
+	if (!beat)
+		return never;
+	age = bpf_ktime_get_coarse_ns() - *beat;
+	return age < -(__s64)stale_ns ? never : age;
+}
+
+static __always_inline bool fresh(__s64 age)
+{
+	return age <= (__s64)stale_ns;
+}
+
+/* May a known flow still wait for the daemon to come back? */
+static __always_inline bool holds(__s64 age)
+{
+	return age <= (__s64)hold_ns;
+}
