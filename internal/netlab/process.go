@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopGrace is how long a process has after SIGTERM before SIGKILL.
-const stopGrace = 5 * time.Second
+// stopGrace is how long a process has after SIGTERM before SIGKILL. Shorter in a test.
+var stopGrace = 5 * time.Second
 
 // Process is a process in a namespace. It ends with the lab, and with this process, whatever way that dies.
 type Process struct {
