@@ -1,0 +1,86 @@
+// Package nat reads a frame into offsets, gives its packet new addresses and ports
+// with right checksums, and builds the answer to a packet that nobody serves. It is
+// pure: bytes in, bytes out, without system calls, clocks, state or allocation.
+//
+// # Model
+//
+// A frame goes through it in this order, each step optional but the first:
+//
+//	var p nat.Packet
+//	reason := p.Parse(frame)          // not OK: the kernel's, unchanged
+//	p.DetectPartial(frame)            // on ports whose peer can send unfinished checksums
+//	p.DecrementTTL(frame)             // as a router does
+//	p.Rewrite(frame, &endpoints)      // addresses, ports, checksums
+//	p.ChecksumOffsets()               // for transmit metadata, if p.Partial
+//	nat.BuildUnreachable(dst, frame, &p, from)
+//
+// Packet holds offsets into one frame and belongs, with the frame, to the worker
+// that received it. It stays true of the frame through Rewrite and DecrementTTL, so
+// that rewriting back to the old endpoints restores every byte.
+//
+// Addresses are [16]byte with IPv4 mapped (::ffff:a.b.c.d), ports uint16 in host
+// order.
+//
+// # What is never touched
+//
+// A malformed frame goes to the kernel byte for byte, and it alone decides. That
+// holds because Parse writes nothing and accepts a frame only after all of these:
+//
+//   - the Ethernet header and at most two tags (0x8100, 0x88a8) are there, the
+//     destination MAC is one host's, and the EtherType is IPv4's or IPv6's and agrees
+//     with the version;
+//   - IPv4: IHL of at least 5 and within the total length, total length within the
+//     frame, a right header checksum, no fragment, options well formed and none that a
+//     router must act on;
+//   - IPv6: payload length within the frame, at most eight extension headers, each
+//     within the packet, hop-by-hop only first and without anything for a router to do,
+//     routing only at its end, no fragment, security or unknown header;
+//   - a source that a router forwards, and no IPv4-mapped address in an IPv6 packet,
+//     which would pass for IPv4 further on;
+//   - TCP: the header whole, the data offset within the packet, flags that connection
+//     tracking takes for valid; UDP: a length that is exactly the IP payload's.
+//
+// Bytes behind the IP packet are padding and legal. Verifying the IPv4 header
+// checksum costs less than a nanosecond, since its words are loaded anyway, and an
+// incremental update must not lend a broken header a second life.
+//
+// Not checked: the transport checksum (that is the receiver's, and an update leaves
+// it as right or wrong as it was), TCP options, ports of zero, and whether the
+// destination MAC is the node's own, which this package cannot know.
+//
+// # Reasons
+//
+//	word                    the frame
+//	ok                      is TCP or UDP, whole and right in every length
+//	short_frame             ends inside the Ethernet header or a VLAN tag
+//	group_mac               was sent to a multicast or broadcast MAC
+//	third_vlan_tag          has more than two VLAN tags
+//	not_ip                  has another EtherType, or an 802.3 length
+//	bad_ip_version          has a version that its EtherType did not announce
+//	bad_header_length       has an IHL below 5 or past the total length
+//	truncated               ends before its IP packet does
+//	oversize                has a packet that ends past byte 65535
+//	bad_header_checksum     has a wrong IPv4 header checksum
+//	bad_option              has an option that the kernel drops or repairs
+//	router_option           has an option that asks a router to act
+//	bad_extension_header    has an extension header past the packet, or out of place
+//	long_extension_chain    has more than eight extension headers
+//	routing_header          has a source route that goes on
+//	martian_source          comes from a source that no router forwards
+//	mapped_address          is IPv6 with an IPv4-mapped address
+//	fragment                is a fragment, be it the only one
+//	icmp                    carries ICMP
+//	icmpv6                  carries ICMPv6
+//	sctp                    carries SCTP
+//	other_protocol          carries something else, or hides it
+//	short_transport_header  ends inside the TCP or UDP header
+//	bad_data_offset         has a TCP data offset below 5 or past the packet
+//	bad_udp_length          has a UDP length that is not the IP payload's
+//	bad_tcp_flags           has TCP flags that connection tracking calls invalid
+//
+// # Limits
+//
+// As of now fragments, ICMP errors and SCTP are named and left to the kernel, and of
+// the errors only port unreachable is built. IPv6 home addresses and AH are never
+// understood.
+package nat
