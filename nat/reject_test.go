@@ -1,0 +1,285 @@
+package nat
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/gopacket/gopacket/layers"
+	"pgregory.net/rapid"
+)
+
+func unreachable(tb testing.TB, frame []byte, p *Packet, from [16]byte) []byte {
+	tb.Helper()
+	before := bytes.Clone(frame)
+	dst := bytes.Repeat([]byte{0xee}, UnreachableSize+8)
+	n := BuildUnreachable(dst, frame, p, from)
+	if !bytes.Equal(frame, before) {
+		tb.Fatalf("the offending frame was changed\n got %x\nwant %x", frame, before)
+	}
+	for i, b := range dst[n:] {
+		if b != 0xee {
+			tb.Fatalf("answer of %d bytes, but byte %d was written", n, n+i)
+		}
+	}
+	return dst[:n]
+}
+
+func TestBuildUnreachable(t *testing.T) {
+	long := make([]byte, 1400)
+	for i := range long {
+		long[i] = byte(i)
+	}
+	for _, c := range []struct {
+		name  string
+		spec  spec
+		from  [16]byte
+		tos   uint8
+		quote int // bytes of the packet quoted
+	}{
+		{"tcp4", spec{}, frontend4, 0xc0, 40},
+		{"tcp4 tos", spec{tos: 0xff}, frontend4, 0xde, 40},
+		{"udp4", spec{udp: true, payload: long[:3]}, frontend4, 0xc0, 31},
+		{"udp4 padded", spec{udp: true, payload: long[:3], padding: 30}, frontend4, 0xc0, 31},
+		{"udp4 without checksum", spec{udp: true, noChecksum: true}, frontend4, 0xc0, 28},
+		{"udp4 longest whole", spec{udp: true, payload: long[:520]}, node4, 0xc0, 548},
+		{"udp4 cut", spec{udp: true, payload: long[:521]}, node4, 0xc0, 548},
+		{"tcp4 cut, options, tags", spec{payload: long, options: []byte{1, 1, 1, 1}, tags: []uint16{3, 4}}, node4, 0xc0, 548},
+		{"tcp6", spec{ipv6: true, tos: 0xff}, frontend6, 0, 60},
+		{"tcp6 tags", spec{ipv6: true, tags: []uint16{3, 4}}, frontend6, 0, 60},
+		{"udp6 longest whole", spec{ipv6: true, udp: true, payload: long[:1184]}, node6, 0, 1232},
+		{"udp6 cut", spec{ipv6: true, udp: true, payload: long[:1185]}, node6, 0, 1232},
+		{"udp6 zero", spec{ipv6: true, udp: true, noChecksum: true}, node6, 0, 48},
+		{"udp6 extension", spec{ipv6: true, udp: true, ext: []ext{padExt(headerDestination)}}, node6, 0, 56},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			frame := build(t, c.spec)
+			p := mustParse(t, frame)
+			answer := unreachable(t, frame, p, c.from)
+			quote := frame[p.L3 : int(p.L3)+c.quote]
+			head := checker(Ether(nodeMAC, clientMAC, c.spec.tags...))
+			if c.spec.ipv6 {
+				check(t, answer, head, IPv6(SrcAddr(c.from), DstAddr(client6), TTL(64), TOS(c.tos), Length(48+c.quote), ICMPError(1, 4, quote)))
+			} else {
+				check(t, answer, head, IPv4(SrcAddr(c.from), DstAddr(client4), TTL(64), TOS(c.tos), Length(28+c.quote), ICMPError(3, 3, quote)))
+			}
+		})
+	}
+}
+
+// Against what a Linux router answered to the same frames: byte for byte outside
+// the fields that BuildUnreachable lists.
+func TestUnreachableIsLinuxs(t *testing.T) {
+	file, err := os.Open("testdata/linux_reject.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cases := 0
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		line := lines.Text()
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		cases++
+		words := strings.Fields(line)
+		name := words[0]
+		frame := unhex(t, words[1])
+		var p Packet
+		if r := p.Parse(frame); r != OK && r != BadTCPFlags {
+			t.Errorf("%s: Parse = %v", name, r)
+			continue
+		}
+		p.DecrementTTL(frame) // the router did, before its forward hook
+		if words[2] == "-" {
+			if got := unreachable(t, frame, &p, frontend4); len(got) != 0 {
+				t.Errorf("%s: got %x, Linux is silent", name, got)
+			}
+			continue
+		}
+		want := unhex(t, words[2])
+		from := addr("198.18.0.1")
+		if p.IPv6 {
+			from = addr("2001:db8:1::1")
+			clear(want[14+1 : 14+4]) // flow label, and no traffic class
+			if want[14] != 0x60 {
+				t.Errorf("%s: Linux set a traffic class", name)
+			}
+		} else {
+			copy(want[14+4:], []byte{0, 0, 0x40, 0}) // identification, DF
+			fixHeader(want[14:])
+		}
+		if got := unreachable(t, frame, &p, from); !bytes.Equal(got, want) {
+			t.Errorf("%s:\n got %x\nwant %x", name, got, want)
+		}
+	}
+	if err := lines.Err(); err != nil || cases < 20 {
+		t.Fatalf("%d cases, %v", cases, err)
+	}
+}
+
+func unhex(tb testing.TB, s string) []byte {
+	tb.Helper()
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+func TestUnreachableIsNotSent(t *testing.T) {
+	corrupt := func(f []byte) []byte { f[len(f)-1] ^= 1; return f }
+	for _, c := range []struct {
+		name   string
+		spec   spec
+		change func([]byte) []byte
+		from   [16]byte
+	}{
+		{"to multicast", spec{udp: true, dst: addr("224.0.0.251")}, nil, node4},
+		{"to broadcast", spec{udp: true, dst: addr("255.255.255.255")}, nil, node4},
+		{"to ipv6 multicast", spec{udp: true, ipv6: true, dst: addr("ff02::fb")}, nil, node6},
+		{"from a group mac", spec{}, raw(6, 1), node4},
+		{"from multicast", spec{}, set(12, 224, 0, 0, 1), node4},
+		{"from nobody", spec{}, set(12, 0, 0, 0, 0), node4},
+		{"from ipv6 multicast", spec{ipv6: true, src: addr("ff02::1")}, nil, node6},
+		{"to a group mac", spec{}, raw(0, 1), node4},
+		{"icmp", spec{udp: true}, set(9, protoICMP), node4},
+		{"fragment", spec{udp: true}, set(6, 0, 1), node4},
+		{"tcp checksum wrong", spec{payload: []byte("x")}, corrupt, node4},
+		{"udp checksum wrong", spec{udp: true, payload: []byte("x")}, corrupt, node4},
+		{"udp6 checksum wrong", spec{ipv6: true, udp: true, payload: []byte("x")}, corrupt, node6},
+		{"partial, but not looked for", spec{partial: true}, nil, node4},
+		{"ipv4 from an ipv6 address", spec{}, nil, node6},
+		{"ipv6 from an ipv4 address", spec{ipv6: true}, nil, node4},
+	} {
+		frame := build(t, c.spec)
+		if c.change != nil {
+			frame = c.change(frame)
+		}
+		var p Packet
+		p.Parse(frame)
+		if got := unreachable(t, frame, &p, c.from); len(got) != 0 {
+			t.Errorf("%s: answered with %x", c.name, got)
+		}
+	}
+}
+
+func TestUnreachableNeedsRoom(t *testing.T) {
+	for _, s := range []spec{{}, {ipv6: true, udp: true, payload: make([]byte, 1300), tags: []uint16{1, 2}}} {
+		frame := build(t, s)
+		p := mustParse(t, frame)
+		from := node4
+		if s.ipv6 {
+			from = node6
+		}
+		need := len(unreachable(t, frame, p, from))
+		if need == 0 || need > UnreachableSize {
+			t.Fatalf("answer of %d bytes", need)
+		}
+		if n := BuildUnreachable(make([]byte, need), frame, p, from); n != need {
+			t.Errorf("into %d bytes: %d", need, n)
+		}
+		if n := BuildUnreachable(make([]byte, need-1), frame, p, from); n != 0 {
+			t.Errorf("into %d bytes: %d, want 0", need-1, n)
+		}
+	}
+}
+
+// The quote of a partial packet carries the checksum it would have had on a wire:
+// also where the quote is cut before the data that it covers.
+func TestUnreachableFinishesPartialQuote(t *testing.T) {
+	for _, s := range []spec{
+		{payload: []byte("abc")}, {udp: true, payload: []byte("abc")}, {payload: make([]byte, 1000)},
+		{ipv6: true, payload: []byte("abc")}, {ipv6: true, udp: true, payload: make([]byte, 1300)},
+	} {
+		finished := build(t, s)
+		s.partial = true
+		frame := build(t, s)
+		p := mustParse(t, frame)
+		p.DetectPartial(frame)
+		from := node4
+		if s.ipv6 {
+			from = node6
+		}
+		got := unreachable(t, frame, p, from)
+		want := unreachable(t, finished, mustParse(t, finished), from)
+		if len(got) == 0 || !bytes.Equal(got, want) {
+			t.Errorf("%+v\n got %x\nwant %x", s, got, want)
+		}
+	}
+	// A chain of extension headers so long that the field lies outside the quote.
+	s := spec{ipv6: true, partial: true, ext: []ext{{headerDestination, make([]byte, 1222)}}}
+	frame := build(t, s)
+	p := mustParse(t, frame)
+	p.DetectPartial(frame)
+	if got := unreachable(t, frame, p, node6); len(got) != 14+1280 || !bytes.Equal(got[14+48:], frame[14:14+1232]) {
+		t.Errorf("got %x", got)
+	}
+}
+
+func TestUnreachableProperties(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		s := drawSpec(rt)
+		frame := build(t, s)
+		p := mustParse(t, frame)
+		p.DetectPartial(frame)
+		checkUnreachable(t, frame, p)
+	})
+}
+
+// checkUnreachable builds the answer to a packet and holds it against the packet.
+func checkUnreachable(t *testing.T, frame []byte, p *Packet) {
+	from, header, limit := node4, ipv4Len, 576
+	if p.IPv6 {
+		from, header, limit = node6, ipv6Len, 1280
+	}
+	answer := unreachable(t, frame, p, from)
+	if len(answer) == 0 {
+		return
+	}
+	if p.Partial {
+		frame = bytes.Clone(frame)
+		start, offset := p.ChecksumOffsets()
+		binary.LittleEndian.PutUint16(frame[start+offset:], p.transportChecksum(frame))
+	}
+	whole := int(p.End - p.L3)
+	quoted := min(whole, limit-header-8)
+	if len(answer) != int(p.L3)+header+8+quoted {
+		t.Fatalf("answer of %d bytes to a packet of %d", len(answer), whole)
+	}
+	quote := frame[p.L3 : int(p.L3)+quoted]
+	if p.IPv6 {
+		check(t, answer, IPv6(SrcAddr(from), DstAddr(p.Src), TTL(64), ICMPError(1, 4, quote)))
+	} else {
+		check(t, answer, IPv4(SrcAddr(from), DstAddr(p.Src), TTL(64), ICMPError(3, 3, quote)))
+	}
+	// Never an answer to an answer.
+	var q Packet
+	if r := q.Parse(answer); r != ICMP && r != ICMPv6 || BuildUnreachable(make([]byte, UnreachableSize), answer, &q, from) != 0 {
+		t.Fatalf("the answer is %v to Parse", r)
+	}
+}
+
+func FuzzUnreachable(f *testing.F) {
+	for _, frame := range seeds(f) {
+		f.Add(frame, true)
+	}
+	f.Add(build(f, spec{udp: true, payload: make([]byte, 600)}), false)
+	f.Add(build(f, spec{ipv6: true, tcp: layers.TCP{ACK: true}, payload: make([]byte, 1300)}), false)
+	f.Fuzz(func(t *testing.T, frame []byte, detect bool) {
+		var p Packet
+		if r := p.Parse(frame); r == OK || r == BadTCPFlags {
+			if detect {
+				p.DetectPartial(frame)
+			}
+			checkUnreachable(t, frame, &p)
+		} else if got := unreachable(t, frame, &p, node4); len(got) != 0 {
+			t.Fatalf("%v, but answered with %x", r, got)
+		}
+	})
+}
