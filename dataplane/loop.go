@@ -27,12 +27,17 @@ func (w *worker) serve(q *queue) bool {
 	if !w.receive(q) {
 		return false
 	}
-	w.parse()
-	w.lookup()
-	w.decide()
+	w.process()
 	w.flush()
 	w.batches++
 	return true
+}
+
+// process is the user side of a batch: what lies between the rings.
+func (w *worker) process() {
+	w.parse()
+	w.lookup()
+	w.decide()
 }
 
 // receive takes a batch from the receive ring and gives the fill ring as many
