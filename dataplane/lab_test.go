@@ -1,9 +1,12 @@
 package dataplane
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -245,4 +248,28 @@ func TestClusterIPEndToEnd(t *testing.T) {
 	if got := s.Verdict(Translated); got == 0 || s.Verdict(Dropped) != 0 || s.Verdict(Returned) != 0 {
 		t.Errorf("translated %d, returned %d, dropped %d: want some, 0, 0", got, s.Verdict(Returned), s.Verdict(Dropped))
 	}
+}
+
+// stream is a connection to an echo server.
+type stream struct {
+	net.Conn
+	n byte
+}
+
+// ping sends a few bytes and waits for them.
+func (s *stream) ping() error {
+	s.n++
+	out := bytes.Repeat([]byte{s.n}, 100)
+	in := make([]byte, len(out))
+	s.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := s.Write(out); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(s, in); err != nil {
+		return err
+	}
+	if !bytes.Equal(in, out) {
+		return fmt.Errorf("got %x back, want %x", in[:4], out[:4])
+	}
+	return nil
 }

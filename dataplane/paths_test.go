@@ -1,0 +1,261 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-net/sluice/internal/netlab"
+)
+
+// The ways that frames can take, each with ordinary sockets on both sides.
+
+// exchanges makes n exchanges of each protocol in both families with the frontend
+// of a Service.
+func (b *testbed) exchanges(service, port, n int) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, f := range netlab.Families {
+		vip := netip.AddrPortFrom(netlab.ClusterIP(f, service), uint16(port))
+		for _, network := range []string{"tcp", "udp"} {
+			for i := range n {
+				size := 1 + i*65%1400
+				if network == "tcp" {
+					size = 1 + i*7000
+				}
+				if _, err := b.Clients[0].Exchange(ctx, network, vip, size); err != nil {
+					b.t.Errorf("%s %s exchange %d: %v", f, network, i, err)
+					return
+				}
+			}
+		}
+	}
+}
+
+// TestBackendOnTheNode: the backend is a socket of the node itself. Its replies
+// never meet an ingress hook; the egress program takes them to the return port.
+func TestBackendOnTheNode(t *testing.T) {
+	for _, mode := range []Mode{ModeFront, ModeAlone} {
+		t.Run(mode.String(), func(t *testing.T) {
+			b := newTestbed(t, netlab.ClusterOptions{}, func(c *Config) { c.Mode = mode })
+			var backends []netip.AddrPort
+			for _, f := range netlab.Families {
+				at := netip.AddrPortFrom(netlab.NodeAddr(f, 1), 6443)
+				b.Node.EchoTCP(at)
+				b.Node.EchoUDP(at)
+				backends = append(backends, at)
+			}
+			b.publish(testService{name: "kubernetes", number: 2, port: 443, backends: backends})
+			b.exchanges(2, 443, 10)
+			s := b.settle()
+			if f, r := s.Reason(ForwardReturn), s.Reason(ReplyDirect)+s.Reason(ReplyReturn); f == 0 || r == 0 || s.Reason(ForwardDirect) != 0 {
+				t.Errorf("forward by the return port %d, replies %d, forward direct %d: want some, some, 0", f, r, s.Reason(ForwardDirect))
+			}
+		})
+	}
+}
+
+// TestUnknownNeighbour: what has no link-layer address yet goes by the return
+// port, and the kernel asks; then the way is direct.
+func TestUnknownNeighbour(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	b.RemoteBackend.EchoOn(8080)
+	var backends []netip.AddrPort
+	for _, f := range netlab.Families {
+		backends = append(backends, b.RemoteBackend.AddrPort(f, 8080))
+	}
+	b.publish(testService{name: "remote", number: 3, port: 80, backends: backends})
+	b.exchanges(3, 80, 10)
+	s := b.settle()
+	if s.Reason(ForwardReturn) == 0 || s.Reason(ForwardDirect) <= s.Reason(ForwardReturn) {
+		t.Errorf("forward by the return port %d, direct %d: want a few first, then most", s.Reason(ForwardReturn), s.Reason(ForwardDirect))
+	}
+}
+
+// TestRejects: a Service without endpoints, and a port that a Service does not
+// have, refuse at once.
+func TestRejects(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	b.publish(testService{name: "empty", number: 4, port: 80})
+	for _, f := range netlab.Families {
+		for _, port := range []uint16{80, 81} {
+			for _, network := range []string{"tcp", "udp"} {
+				ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+				_, err := b.Clients[0].Exchange(ctx, network, netip.AddrPortFrom(netlab.ClusterIP(f, 4), port), 10)
+				cancel()
+				if !errors.Is(err, syscall.ECONNREFUSED) {
+					t.Errorf("%s %s port %d: got %v, want connection refused", f, network, port, err)
+				}
+			}
+		}
+	}
+	s := b.settle()
+	if s.Verdict(Rejected) == 0 || s.Reason(NoEndpoints) == 0 || s.Reason(UnknownPort) == 0 {
+		t.Errorf("rejected %d: no endpoints %d, unknown port %d", s.Verdict(Rejected), s.Reason(NoEndpoints), s.Reason(UnknownPort))
+	}
+}
+
+// TestBackendRemovedUnderTraffic: no new flow reaches it, and no other flow is
+// hurt.
+func TestBackendRemovedUnderTraffic(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{Backends: 3}, nil)
+	servers, backends := b.echo(8080)
+	svc := testService{name: "echo", number: 5, port: 80, backends: backends}
+	b.publish(svc)
+	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 5), 80)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var stop atomic.Bool
+	var done atomic.Int64
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for !stop.Load() {
+				for _, network := range []string{"tcp", "udp"} {
+					if _, err := b.Clients[0].Exchange(ctx, network, vip, 1000); err != nil {
+						t.Errorf("%s during the change: %v", network, err)
+						return
+					}
+					done.Add(1)
+				}
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond)
+	gone := b.Backends[0]
+	svc.backends = nil
+	for _, a := range backends {
+		if a.Addr() != gone.IP4 && a.Addr() != gone.IP6 {
+			svc.backends = append(svc.backends, a)
+		}
+	}
+	b.publish(svc)
+	time.Sleep(50 * time.Millisecond) // exchanges under way end
+	before := servers[0].Requests() + servers[1].Requests()
+	time.Sleep(300 * time.Millisecond)
+	stop.Store(true)
+	wg.Wait()
+	if after := servers[0].Requests() + servers[1].Requests(); before == 0 || after != before {
+		t.Errorf("requests at the removed backend: %d when it went, %d in the end: want some, and no more", before, after)
+	}
+	if done.Load() < 100 {
+		t.Errorf("only %d exchanges", done.Load())
+	}
+}
+
+// TestKernelConnectionsStayTheKernels: in mode front, what the kernel's own rule
+// translated before the start goes on through it.
+func TestKernelConnectionsStayTheKernels(t *testing.T) {
+	const connections = 100
+	netlab.RequireRoot(t)
+	b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{})}
+	_, backends := b.echo(8080)
+	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 6), 80)
+	var v4 []netip.AddrPort
+	for _, a := range backends {
+		if a.Addr().Is4() {
+			v4 = append(v4, a)
+		}
+	}
+	b.Node.DNAT(vip, protoTCP, v4, netlab.PickRandom)
+	b.Node.DNAT(vip, protoUDP, v4, netlab.PickRandom)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conns := make([]*stream, 0, connections)
+	for i := range connections {
+		network := "tcp"
+		if i%2 == 1 {
+			network = "udp"
+		}
+		c, err := b.Clients[0].Dial(ctx, network, vip)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		s := &stream{Conn: c}
+		defer c.Close()
+		if err := s.ping(); err != nil {
+			t.Fatalf("connection %d before the start: %v", i, err)
+		}
+		conns = append(conns, s)
+	}
+	b.open(nil)
+	defer b.close()
+	b.publish(testService{name: "echo", number: 6, port: 80, backends: backends})
+	for i, c := range conns {
+		for range 3 {
+			if err := c.ping(); err != nil {
+				t.Errorf("connection %d after the start: %v", i, err)
+			}
+		}
+	}
+	s := b.settle()
+	if s.Received != 0 {
+		t.Errorf("the fast path received %d frames of the kernel's connections", s.Received)
+	}
+	// A new one is ours.
+	if _, err := b.Clients[0].Exchange(ctx, "tcp", vip, 1000); err != nil {
+		t.Error(err)
+	}
+	if s := b.settle(); s.Verdict(Translated) == 0 {
+		t.Error("a connection opened after the start was not translated by the fast path")
+	}
+}
+
+// TestTwoWorkersShareQueues: two workers, two queues a device; they send on each
+// other's and share the return port's one.
+func TestTwoWorkersShareQueues(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{Queues: 2}, func(c *Config) { c.Workers = 2 })
+	_, backends := b.echo(8080)
+	b.publish(testService{name: "echo", number: 7, port: 80, backends: backends})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 20 {
+				for _, network := range []string{"tcp", "udp"} {
+					vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.Families[i%2], 7), 80)
+					if _, err := b.Clients[0].Exchange(ctx, network, vip, 1+i*60); err != nil {
+						t.Errorf("%s: %v", network, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s := b.settle()
+	for _, w := range s.Workers {
+		if w.Received == 0 {
+			t.Errorf("worker %d received nothing", w.ID)
+		}
+	}
+}
+
+// TestGenericPorts: the same with the classifier on the skb, for UDP and for TCP
+// without segmentation offload, whose frames would not fit.
+func TestGenericPorts(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, func(c *Config) {
+		for i := range c.Ports {
+			c.Ports[i].XDPMode = XDPGeneric
+		}
+	})
+	for _, p := range append(append([]*netlab.Pod{}, b.Backends...), b.Clients[0], b.RemoteBackend) {
+		p.Offload(netlab.PodDevice, "tx-tcp-segmentation", false)
+		p.Offload(netlab.PodDevice, "tx-tcp6-segmentation", false)
+		p.Offload(netlab.PodDevice, "tx-generic-segmentation", false)
+		p.Offload(netlab.PodDevice, "tx-udp-segmentation", false)
+	}
+	_, backends := b.echo(8080)
+	b.publish(testService{name: "echo", number: 8, port: 80, backends: backends})
+	b.exchanges(8, 80, 10)
+	if s := b.settle(); s.Ports[1].Granted != "generic" || s.Verdict(Translated) == 0 {
+		t.Errorf("granted %s, translated %d", s.Ports[1].Granted, s.Verdict(Translated))
+	}
+}
