@@ -88,8 +88,9 @@
 //	TEARDOWN                        teardown
 //	HW_SW_MAX_RING_SIZE             ring_size_max (the software rings; veth has no others)
 //	HW_SW_MIN_RING_SIZE             ring_size_min (likewise)
-//	XDP_ADJUST_TAIL_GROW            adjust_tail_grow
-//	XDP_ADJUST_TAIL_*_MULTI_BUFF    none: they test the driver's tail room, not the socket
+//	XDP_ADJUST_TAIL_GROW            none: whether veth has the tail room is up to the frame's
+//	                                allocation, and not the socket's business
+//	XDP_ADJUST_TAIL_*_MULTI_BUFF    none: likewise
 //	UNALIGNED_* (4 cases)           none: the mode is not offered
 //
 // Zero-copy variants of the cases need a NIC and are not run. Busy-poll variants are not run:
