@@ -290,6 +290,10 @@ func readRegular(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() { // opening a pipe would wait for its writer
 		return nil, errors.New("not a regular file")
 	}
+	tooLarge := fmt.Errorf("larger than %d MiB", maxManifest>>20)
+	if info.Size() > maxManifest {
+		return nil, tooLarge
+	}
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, withoutPath(err)
@@ -300,7 +304,7 @@ func readRegular(path string) ([]byte, error) {
 		return nil, withoutPath(err)
 	}
 	if len(data) > maxManifest {
-		return nil, fmt.Errorf("larger than %d MiB", maxManifest>>20)
+		return nil, tooLarge // grown since
 	}
 	return data, nil
 }

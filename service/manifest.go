@@ -197,7 +197,7 @@ func plainKeys(value any) (any, error) {
 		for key, item := range v {
 			name, ok := key.(string)
 			if !ok {
-				return nil, fmt.Errorf("the key %v is not a string: put it in quotes", key)
+				return nil, fmt.Errorf("the key %v is not a string: put it in quotes (y, yes, on, n, no and off are booleans in YAML 1.1)", key)
 			}
 			item, err := plainKeys(item)
 			if err != nil {
