@@ -13,10 +13,18 @@ func (s *Socket) Complete(c *Cache) int {
 	if n == 0 {
 		return 0
 	}
-	for i := range n {
-		if addr := r.Addr(idx + i); addr < s.umem.size {
-			c.Put(addr)
+	size := s.umem.size
+	for end := idx + n; idx != end; {
+		slots := c.reserve(int(end - idx))
+		put := 0
+		for range slots {
+			if addr := r.Addr(idx); addr < size { // else a kernel that lies
+				slots[put] = addr & c.chunkMask
+				put++
+			}
+			idx++
 		}
+		c.submit(slots, put)
 	}
 	r.Release(n)
 	return int(n)
@@ -33,13 +41,15 @@ func (s *Socket) Refill(c *Cache) int {
 	idx, _ := r.Reserve(want)
 	var n uint32
 	for n < want {
-		addr, ok := c.Get()
-		if !ok {
+		frames := c.take(int(want - n))
+		if len(frames) == 0 {
 			r.Cancel(want - n)
 			break
 		}
-		*r.Addr(idx + n) = addr
-		n++
+		for _, addr := range frames {
+			*r.Addr(idx + n) = addr
+			n++
+		}
 	}
 	if n > 0 {
 		r.Submit(n)

@@ -177,6 +177,16 @@ func (c *Cache) Get() (addr uint64, ok bool) {
 }
 
 func (c *Cache) getSlow() (addr uint64, ok bool) {
+	frames := c.take(1)
+	if len(frames) == 0 {
+		return 0, false
+	}
+	return frames[0], true
+}
+
+// take gets up to n frames, at least one unless there is none. They stay where they are, in the
+// slab: valid until the cache is used again.
+func (c *Cache) take(n int) []uint64 {
 	if len(c.loaded) == 0 {
 		if len(c.spare) != 0 {
 			c.loaded, c.spare = c.spare, c.loaded
@@ -184,16 +194,15 @@ func (c *Cache) getSlow() (addr uint64, ok bool) {
 			c.loaded = c.pool.swapEmpty(c.loaded)
 		}
 	}
-	n := len(c.loaded) - 1
-	if n < 0 {
-		return 0, false
-	}
-	addr = c.loaded[n]
-	c.loaded = c.loaded[:n]
+	left := max(len(c.loaded)-n, 0)
+	frames := c.loaded[left:]
+	c.loaded = c.loaded[:left]
 	if c.check != nil {
-		c.check.get(addr)
+		for _, addr := range frames {
+			c.check.get(addr)
+		}
 	}
-	return addr, true
+	return frames
 }
 
 // Put gives a frame back. Any address inside it will do.
@@ -208,16 +217,32 @@ func (c *Cache) Put(addr uint64) {
 }
 
 func (c *Cache) putSlow(addr uint64) {
-	if c.check != nil {
-		c.check.put(addr)
-	}
+	slots := c.reserve(1)
+	slots[0] = addr & c.chunkMask
+	c.submit(slots, 1)
+}
+
+// reserve returns between 1 and n slots to write addresses of chunks to.
+func (c *Cache) reserve(n int) []uint64 {
 	if len(c.loaded) == cap(c.loaded) {
 		if len(c.spare) == cap(c.spare) {
 			c.spare = c.pool.swapFull(c.spare)
 		}
 		c.loaded, c.spare = c.spare, c.loaded
 	}
-	c.loaded = append(c.loaded, addr&c.chunkMask)
+	have := len(c.loaded)
+	c.loaded = c.loaded[:min(have+n, cap(c.loaded))]
+	return c.loaded[have:]
+}
+
+// submit puts the frames in the first n of the reserved slots, and gives up the others.
+func (c *Cache) submit(slots []uint64, n int) {
+	if c.check != nil {
+		for _, addr := range slots[:n] {
+			c.check.put(addr)
+		}
+	}
+	c.loaded = c.loaded[:len(c.loaded)-len(slots)+n]
 }
 
 // Close gives the cache's frames back to the pool. The cache must not be used after, but for
