@@ -89,11 +89,11 @@ func (d *Draft) Check() error {
 }
 
 // Warnings says what is allowed and yet deserves a word in the log.
-func (d *Draft) Warnings() []string {
+func (c *Configuration) Warnings() []string {
 	var warnings []string
 	for _, a := range []struct{ field, value string }{
-		{"healthzBindAddress", d.HealthzBindAddress},
-		{"metricsBindAddress", d.MetricsBindAddress},
+		{"healthzBindAddress", c.HealthzBindAddress},
+		{"metricsBindAddress", c.MetricsBindAddress},
 	} {
 		if addr, err := netip.ParseAddrPort(a.value); err == nil && !addr.Addr().Unmap().IsLoopback() {
 			warnings = append(warnings, fmt.Sprintf("%s %s is not loopback: whoever reaches this node's address can read it", a.field, a.value))

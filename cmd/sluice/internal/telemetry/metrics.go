@@ -194,7 +194,7 @@ func metrics(build Build) []metric {
 			of(func(s *Picture) int { return s.Frames.Total })),
 		gauge("umem_free_frames", "Frames of packet memory in the free pool.",
 			of(func(s *Picture) int { return s.Frames.Free })),
-		gauge("umem_lost_frames", "Frames of packet memory that nobody owns any more. Not zero is a fault in Sluice.",
+		gauge("umem_lost_frames", "Frames of packet memory that closed sockets could not account for, and that stay unused.",
 			of(func(s *Picture) int { return s.Frames.Lost })),
 
 		counter("worker_packets_total", "Packets that a worker received.",

@@ -95,8 +95,8 @@ func Serve(what, address string, hardFail bool, handler http.Handler, log *slog.
 				return
 			}
 			s.bound(l)
+			log.Info("listening at last", "for", what, "address", l.Addr().String())
 		}
-		log.Info("listening", "for", what, "address", l.Addr().String())
 		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("a listener ended", "for", what, "err", err)
 		}

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-net/sluice/cmd/sluice/internal/config"
+	"github.com/sluice-net/sluice/cmd/sluice/internal/instance"
+	"github.com/sluice-net/sluice/cmd/sluice/internal/preflight"
+	"github.com/sluice-net/sluice/cmd/sluice/internal/telemetry"
+	"github.com/sluice-net/sluice/dataplane"
+	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/service"
+)
+
+// serve is the daemon's life: it acquires everything in this order, so that
+// what is likely to be refused is refused before anything is attached, runs
+// until ctx is done, and lets go in the reverse order.
+//
+//	questions to the machine
+//	the lock against a second instance
+//	the listeners of health and metrics
+//	the manifests, and with them the first snapshot
+//	the dataplane
+//	run
+//
+// It must be called in the network namespace to be served, on a thread that
+// stays there until serve returns.
+func serve(ctx context.Context, cfg *config.Configuration, log *slog.Logger) error {
+	nothing := func(*dataplane.Dataplane) {}
+	return serveObserved(ctx, cfg, log, nothing, nothing)
+}
+
+// serveObserved is serve for somebody who wants to see the dataplane: opened is
+// called before it runs, drained when its workers have ended and nothing has
+// been let go yet.
+func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Logger, opened, drained func(*dataplane.Dataplane)) (err error) {
+	var held []func() error
+	defer func() {
+		for i := len(held) - 1; i >= 0; i-- {
+			err = errors.Join(err, held[i]())
+		}
+	}()
+	hold := func(release func() error) { held = append(held, release) }
+
+	if err := preflight.Check(needs(cfg)); err != nil {
+		return err
+	}
+	lock, err := instance.Acquire(cfg.RunDir, cfg.Pins())
+	if err != nil {
+		return err
+	}
+	hold(lock.Release)
+
+	d := daemon{build: thisBuild()}
+	servers, err := d.listen(cfg, log)
+	if err != nil {
+		return err
+	}
+	hold(servers.close)
+
+	p := publisher{log: log}
+	source, err := openManifests(cfg, log, p.publish)
+	if err != nil {
+		return err
+	}
+	d.source.Store(source)
+	closeSource := sync.OnceValue(source.Close)
+	hold(closeSource)
+
+	dp, err := openDataplane(cfg, log)
+	if err != nil {
+		return err
+	}
+	hold(dp.Close)
+	if err := p.attach(dp.Publish); err != nil {
+		return err
+	}
+	d.dataplane.Store(dp)
+	d.announce(cfg, log)
+
+	opened(dp)
+	err = dp.Run(ctx)
+	drained(dp)
+	// No snapshot may come to a dataplane that is being closed.
+	return errors.Join(err, closeSource())
+}
+
+// needs says what the configuration wants of the machine.
+func needs(cfg *config.Configuration) preflight.Needs {
+	n := preflight.Needs{Manifests: cfg.Manifests, Pins: cfg.Pins()}
+	for _, i := range cfg.Interfaces {
+		n.Interfaces = append(n.Interfaces, i.Name)
+	}
+	frames := cfg.Frames
+	if frames == 0 {
+		// The dataplane reckons with each device's queues: at least one for
+		// each and for the return port, and something to send with.
+		frames = (len(cfg.Interfaces) + 2) * cfg.RingSize
+	}
+	n.LockedBytes = uint64(frames) * uint64(cfg.FrameSize)
+	return n
+}
+
+// daemon is what the listeners show. They are there before the rest is.
+type daemon struct {
+	build     buildInfo
+	source    atomic.Pointer[service.Folder]
+	dataplane atomic.Pointer[dataplane.Dataplane]
+}
+
+// picture is what /metrics shows.
+func (d *daemon) picture() telemetry.Picture {
+	var p telemetry.Picture
+	if dp := d.dataplane.Load(); dp != nil {
+		p.Stats = dp.Stats()
+	}
+	if source := d.source.Load(); source != nil {
+		status := source.Status()
+		p.SourceAge = status.Age()
+	}
+	return p
+}
+
+// health is what the health endpoints show.
+func (d *daemon) health() dataplane.Health {
+	if dp := d.dataplane.Load(); dp != nil {
+		return dp.Health()
+	}
+	return dataplane.Health{Live: true, Reason: "starting"}
+}
+
+// announce logs what was started. Nothing is logged before: a daemon that
+// refuses to start says why in one line, and nothing else.
+func (d *daemon) announce(cfg *config.Configuration, log *slog.Logger) {
+	for _, w := range cfg.Warnings() {
+		log.Warn(w)
+	}
+	p := d.picture()
+	log.Info("started", "version", d.build.Version, "mode", cfg.Mode, "on_exit", cfg.OnExit, "workers", len(p.Workers),
+		"service_ports", p.Snapshot.Services, "backends", p.Snapshot.Backends,
+		"health", cfg.HealthzBindAddress, "metrics", cfg.MetricsBindAddress)
+}
+
+// listeners are the servers that were asked for.
+type listeners []*telemetry.Server
+
+func (l listeners) close() error {
+	var errs []error
+	for _, s := range l {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens the listeners that have an address.
+func (d *daemon) listen(cfg *config.Configuration, log *slog.Logger) (listeners, error) {
+	var open listeners
+	registry := telemetry.NewRegistry(d.picture, telemetry.Build{Version: d.build.Version, Revision: d.build.Revision})
+	metrics := telemetry.MetricsHandler(registry, cfg.EnableProfiling, log)
+	if cfg.HealthzBindAddress != "" {
+		s, err := telemetry.Serve("healthzBindAddress", cfg.HealthzBindAddress, cfg.BindAddressHardFail, telemetry.HealthHandler(d.health), log)
+		if err != nil {
+			return nil, err
+		}
+		open = append(open, s)
+	}
+	if cfg.MetricsBindAddress != "" {
+		s, err := telemetry.Serve("metricsBindAddress", cfg.MetricsBindAddress, cfg.BindAddressHardFail, metrics, log)
+		if err != nil {
+			return nil, errors.Join(err, open.close())
+		}
+		open = append(open, s)
+	}
+	return open, nil
+}
+
+// publisher hands snapshots from the source to the dataplane, which comes
+// later: what is published before that waits.
+type publisher struct {
+	log *slog.Logger
+
+	mu     sync.Mutex
+	latest *service.Snapshot
+	to     func(*service.Snapshot) error
+}
+
+// publish is called by the source.
+func (p *publisher) publish(s *service.Snapshot) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.latest = s
+	if p.to == nil {
+		return
+	}
+	if err := p.to(s); err != nil {
+		p.log.Error("a change of Services could not be put in force", "generation", s.Generation, "err", err)
+	}
+}
+
+// attach hands on what has come, and from now on whatever comes.
+func (p *publisher) attach(to func(*service.Snapshot) error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to = to
+	if p.latest == nil {
+		return nil
+	}
+	return to(p.latest)
+}
+
+// openManifests opens the folder that Services come from.
+func openManifests(cfg *config.Configuration, log *slog.Logger, publish func(*service.Snapshot)) (*service.Folder, error) {
+	selection, err := service.ParseSelection(cfg.Selection)
+	if err != nil {
+		return nil, err
+	}
+	name, err := nodeName(cfg.HostnameOverride)
+	if err != nil {
+		return nil, err
+	}
+	return service.OpenFolder(cfg.Manifests, service.Config{NodeName: name, Zone: cfg.Zone, Selection: selection}, log, publish)
+}
+
+// nodeName is the node's name as kubelet and kube-proxy make it
+// (k8s.io/component-helpers/node/util, GetHostname).
+func nodeName(override string) (string, error) {
+	name := override
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("asking for the host's name (set hostnameOverride instead): %w", err)
+		}
+	}
+	return strings.ToLower(strings.TrimSpace(name)), nil
+}
+
+// openDataplane turns the configuration's words into the dataplane's types.
+func openDataplane(cfg *config.Configuration, log *slog.Logger) (*dataplane.Dataplane, error) {
+	dc, err := dataplaneConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return dataplane.Open(dc, log)
+}
+
+// dataplaneConfig turns the configuration's words into the dataplane's types.
+func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
+	mode, err := dataplane.ParseMode(cfg.Mode)
+	if err != nil {
+		return dataplane.Config{}, err
+	}
+	onExit, err := dataplane.ParseOnExit(cfg.OnExit)
+	if err != nil {
+		return dataplane.Config{}, err
+	}
+	c := dataplane.Config{
+		Mode:           mode,
+		Workers:        cfg.Workers,
+		Frames:         cfg.Frames,
+		FrameSize:      cfg.FrameSize,
+		RingSize:       cfg.RingSize,
+		FlowCapacity:   cfg.FlowTable.Capacity,
+		PinDir:         cfg.Pins(),
+		OnExit:         onExit,
+		ReturnPort:     cfg.ReturnPort,
+		HeartbeatStale: time.Duration(cfg.Heartbeat.StaleAfter),
+		HoldKnown:      time.Duration(cfg.Heartbeat.HoldKnown),
+		Timeouts: flowtable.Timeouts{
+			TCPOpening:     time.Duration(cfg.Conntrack.TCPOpeningTimeout),
+			TCPEstablished: time.Duration(cfg.Conntrack.TCPEstablishedTimeout),
+			TCPCloseWait:   time.Duration(cfg.Conntrack.TCPCloseWaitTimeout),
+			TCPClosing:     time.Duration(cfg.Conntrack.TCPClosingTimeout),
+			UDPUnreplied:   time.Duration(cfg.Conntrack.UDPTimeout),
+			UDPStream:      time.Duration(cfg.Conntrack.UDPStreamTimeout),
+		},
+		ReplaceForeignXDP: cfg.ReplaceForeignXDP,
+		BusySpin:          time.Duration(cfg.BusySpin),
+		Debug:             cfg.Debug.FrameOwnership,
+	}
+	if c.BusySpin == 0 {
+		c.BusySpin = -1 // the dataplane's zero is its default
+	}
+	for _, i := range cfg.Interfaces {
+		xdpMode, err := dataplane.ParseXDPMode(i.XDPMode)
+		if err != nil {
+			return dataplane.Config{}, err
+		}
+		c.Ports = append(c.Ports, dataplane.PortConfig{Name: i.Name, XDPMode: xdpMode})
+	}
+	return c, nil
+}
