@@ -65,8 +65,8 @@ func addVeth(a *Namespace, aName string, b *Namespace, bName string, o VethOptio
 	return b.settle(bName, true)
 }
 
-// settle waits until no IPv6 address of a device is tentative any more, and, if asked, until its carrier has been seen.
-// Both happen in the kernel's work queues, even with duplicate address detection off (net/core/link_watch.c,
+// settle waits until the IPv6 addresses of a device are in use, and, if asked, until its carrier has been seen. Both happen
+// in the kernel's work queues, even with duplicate address detection off (net/core/link_watch.c,
 // net/ipv6/addrconf.c:addrconf_dad_work).
 func (n *Namespace) settle(dev string, carrier bool) error {
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -74,18 +74,42 @@ func (n *Namespace) settle(dev string, carrier bool) error {
 		if err != nil {
 			return err
 		}
-		addrs, err := n.handle.AddrList(link, netlink.FAMILY_V6)
-		if err != nil {
+		waiting := ""
+		if carrier && link.Attrs().OperState != netlink.OperUp {
+			waiting = "a carrier"
+		} else if waiting, err = n.unsettledAddr(link); err != nil {
 			return err
 		}
-		tentative := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
-		if !tentative && (!carrier || link.Attrs().OperState == netlink.OperUp) {
+		if waiting == "" {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%q does not settle: state %v, tentative address %t", dev, link.Attrs().OperState, tentative)
+			return fmt.Errorf("%q still waits for %s", dev, waiting)
 		}
 	}
+}
+
+// unsettledAddr returns an IPv6 address of a device that is tentative, or has lost that flag but not got its route yet.
+func (n *Namespace) unsettledAddr(link netlink.Link) (string, error) {
+	addrs, err := dumped(func() ([]netlink.Addr, error) { return n.handle.AddrList(link, netlink.FAMILY_V6) })
+	if err != nil {
+		return "", err
+	}
+	routes, err := dumped(func() ([]netlink.Route, error) {
+		return n.handle.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return "", err
+	}
+	for _, a := range addrs {
+		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			return r.Type == unix.RTN_LOCAL && r.LinkIndex == a.LinkIndex && r.Dst != nil && r.Dst.IP.Equal(a.IP)
+		})
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 || !routed {
+			return a.IP.String(), nil
+		}
+	}
+	return "", nil
 }
 
 func (n *Namespace) setUp(dev string, up bool) error {
