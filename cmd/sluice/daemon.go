@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sluice-net/sluice/cmd/sluice/internal/config"
@@ -71,7 +70,7 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	if err != nil {
 		return err
 	}
-	d.source.Store(source)
+	d.show(source, nil)
 	closeSource := sync.OnceValue(source.Close)
 	hold(closeSource)
 
@@ -79,11 +78,14 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	if err != nil {
 		return err
 	}
-	hold(dp.Close)
+	hold(func() error {
+		d.show(nil, nil) // a scrape must not look into what is being unmapped
+		return dp.Close()
+	})
 	if err := p.attach(dp.Publish); err != nil {
 		return err
 	}
-	d.dataplane.Store(dp)
+	d.show(source, dp)
 	d.announce(cfg, log)
 
 	opened(dp)
@@ -109,21 +111,34 @@ func needs(cfg *config.Configuration) preflight.Needs {
 	return n
 }
 
-// daemon is what the listeners show. They are there before the rest is.
+// daemon is what the listeners show. They are there before the rest is, and
+// after it.
 type daemon struct {
-	build     buildInfo
-	source    atomic.Pointer[service.Folder]
-	dataplane atomic.Pointer[dataplane.Dataplane]
+	build buildInfo
+
+	mu        sync.RWMutex // held for as long as one looks at the two
+	source    *service.Folder
+	dataplane *dataplane.Dataplane
+}
+
+// show says what to look at from now on. When it returns, nobody looks at what
+// was there before.
+func (d *daemon) show(source *service.Folder, dp *dataplane.Dataplane) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.source, d.dataplane = source, dp
 }
 
 // picture is what /metrics shows.
 func (d *daemon) picture() telemetry.Picture {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
 	var p telemetry.Picture
-	if dp := d.dataplane.Load(); dp != nil {
-		p.Stats = dp.Stats()
+	if d.dataplane != nil {
+		p.Stats = d.dataplane.Stats()
 	}
-	if source := d.source.Load(); source != nil {
-		status := source.Status()
+	if d.source != nil {
+		status := d.source.Status()
 		p.SourceAge = status.Age()
 	}
 	return p
@@ -131,10 +146,12 @@ func (d *daemon) picture() telemetry.Picture {
 
 // health is what the health endpoints show.
 func (d *daemon) health() dataplane.Health {
-	if dp := d.dataplane.Load(); dp != nil {
-		return dp.Health()
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.dataplane == nil {
+		return dataplane.Health{Live: true, Reason: "starting or stopping"}
 	}
-	return dataplane.Health{Live: true, Reason: "starting"}
+	return d.dataplane.Health()
 }
 
 // announce logs what was started. Nothing is logged before: a daemon that
