@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -138,13 +137,13 @@ func (o *Objects) adoptXDP(at hookOf, device netlink.Link, asked AttachMode) (li
 	ours := there != nil && there.Attached && ebpf.ProgramID(there.ProgId) == info.Program
 	switch {
 	case int(info.XDP().Ifindex) != at.ifindex:
-		// Its device is gone, and the ifindex is another's now.
+		// Its device is gone, and the number is another's now.
 		return nil, errors.Join(l.Unpin(), l.Close())
 	case !ours:
 		l.Close()
 		return nil, fmt.Errorf("the link pinned as %s is on another device: one pin directory serves one network namespace", o.pinOf(at))
 	case asked != Auto && modeOf(there) != asked:
-		return nil, errors.Join(l.Unpin(), l.Detach(), l.Close())
+		return nil, errors.Join(l.Detach(), l.Unpin(), l.Close())
 	}
 	if err := l.Update(o.xdp); err != nil {
 		return nil, errors.Join(fmt.Errorf("updating the adopted link: %w", err), l.Close())
@@ -380,11 +379,5 @@ func (o *Objects) detach(at hookOf) error {
 		return nil
 	}
 	delete(o.attached, at)
-	var err error
-	if o.spec.PinDir != "" {
-		if err = os.Remove(o.pinOf(at)); errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-	}
-	return errors.Join(err, l.Close())
+	return errors.Join(l.Detach(), l.Unpin(), l.Close())
 }

@@ -99,12 +99,11 @@ func (s *Spec) sizes() map[string]uint32 {
 	}
 }
 
+// openMaps first looks at all that is pinned, and makes what is missing only when
+// all of that is fit to be adopted.
 func (o *Objects) openMaps(xdp *ebpf.CollectionSpec) error {
 	sizes := o.spec.sizes()
-	adopted := make(map[string]bool)
-	// The counters come last: they are made anew for the sake of a new reason,
-	// but not before all else turned out to be fit.
-	for _, m := range []struct {
+	all := []struct {
 		name string
 		to   **ebpf.Map
 	}{
@@ -115,19 +114,28 @@ func (o *Objects) openMaps(xdp *ebpf.CollectionSpec) error {
 		{xdpMapXsks, &o.maps.Xsks},
 		{xdpMapBeats, &o.maps.Beats},
 		{xdpMapCounters, &o.maps.Counters},
-	} {
-		// The programs are loaded with the same specs.
+	}
+	for _, m := range all {
 		spec := xdp.Maps[m.name]
 		spec.MaxEntries = sizes[m.name]
 		var err error
-		if *m.to, adopted[m.name], err = o.openMap(spec); err != nil {
+		if *m.to, err = o.adoptMap(spec); err != nil {
 			return err
 		}
 	}
-	if adopted[xdpMapFlowIndex] != adopted[xdpMapFlowRecords] {
+	if (o.maps.FlowIndex == nil) != (o.maps.FlowRecords == nil) {
 		return fmt.Errorf("%w: half of the flow table is missing from %s", ErrIncompatiblePins, o.mapsDir())
 	}
-	o.adopted = adopted[xdpMapFlowRecords]
+	o.adopted = o.maps.FlowRecords != nil
+	for _, m := range all {
+		if *m.to != nil {
+			continue
+		}
+		var err error
+		if *m.to, err = o.makeMap(xdp.Maps[m.name]); err != nil {
+			return err
+		}
+	}
 
 	for _, m := range []struct {
 		from *ebpf.Map
@@ -145,42 +153,47 @@ func (o *Objects) openMaps(xdp *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// openMap adopts the pinned map of that name, or makes and pins one.
-func (o *Objects) openMap(spec *ebpf.MapSpec) (_ *ebpf.Map, adopted bool, err error) {
+// adoptMap returns the pinned map of that name, or nil if there is none.
+func (o *Objects) adoptMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	if o.spec.PinDir == "" {
-		m, err := ebpf.NewMap(spec)
-		if err != nil {
-			return nil, false, fmt.Errorf("creating map %s of %d entries: %w", spec.Name, spec.MaxEntries, err)
-		}
-		return m, false, nil
+		return nil, nil
 	}
 	path := filepath.Join(o.mapsDir(), spec.Name)
 	m, err := ebpf.LoadPinnedMap(path, nil)
-	switch {
-	case err == nil:
-		incompatible := spec.Compatible(m)
-		if incompatible == nil {
-			return m, true, nil
-		}
-		m.Close()
-		if spec.Name != xdpMapCounters {
-			return nil, false, fmt.Errorf("%w: %s: %w", ErrIncompatiblePins, path, incompatible)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, false, fmt.Errorf("removing outdated counters: %w", err)
-		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, false, fmt.Errorf("%w: %s: %w", ErrIncompatiblePins, path, err)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	m, err = ebpf.NewMap(spec)
 	if err != nil {
-		return nil, false, fmt.Errorf("creating map %s of %d entries: %w", spec.Name, spec.MaxEntries, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrIncompatiblePins, path, err)
+	}
+	err = spec.Compatible(m)
+	if err == nil {
+		return m, nil
+	}
+	m.Close()
+	if spec.Name == xdpMapCounters {
+		// They change with every new reason, which is nothing to lose flows for.
+		return nil, nil
+	}
+	return nil, fmt.Errorf("%w: %s: %w", ErrIncompatiblePins, path, err)
+}
+
+func (o *Objects) makeMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, fmt.Errorf("creating map %s of %d entries: %w", spec.Name, spec.MaxEntries, err)
+	}
+	if o.spec.PinDir == "" {
+		return m, nil
+	}
+	path := filepath.Join(o.mapsDir(), spec.Name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("removing an outdated pin: %w", err), m.Close())
 	}
 	if err := m.Pin(path); err != nil {
-		m.Close()
-		return nil, false, fmt.Errorf("pinning map %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("pinning map %s: %w", path, err), m.Close())
 	}
-	return m, false, nil
+	return m, nil
 }
 
 func (o *Objects) loadPrograms(xdp, egress *ebpf.CollectionSpec) error {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,10 +64,9 @@ func checkBPFFS(dir string) error {
 	}
 }
 
-// Cleanup removes every pin below dir, and dir itself if nothing else is in it:
-// attachments first, so that no program runs on without its maps being known. What
-// another process still holds stays until that lets go. A directory that does not
-// exist is clean.
+// Cleanup detaches every program that is pinned below dir, even if a process still
+// holds it, removes all pins, and dir itself if nothing else is in it. A directory
+// that does not exist is clean.
 func Cleanup(dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -75,19 +75,22 @@ func Cleanup(dir string) error {
 		return err
 	}
 	var errs []error
-	for _, sub := range []string{filepath.Join(dir, "links"), filepath.Join(dir, "maps")} {
-		pins, err := os.ReadDir(sub)
+	for _, sub := range []struct {
+		dir    string
+		remove func(pin string) error
+	}{
+		{filepath.Join(dir, "links"), removeLink},
+		{filepath.Join(dir, "maps"), os.Remove},
+	} {
+		pins, err := os.ReadDir(sub.dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
+		errs = append(errs, err)
 		for _, pin := range pins {
-			errs = append(errs, os.Remove(filepath.Join(sub, pin.Name())))
+			errs = append(errs, sub.remove(filepath.Join(sub.dir, pin.Name())))
 		}
-		errs = append(errs, os.Remove(sub))
+		errs = append(errs, os.Remove(sub.dir))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing pins: %w", err)
@@ -97,6 +100,16 @@ func Cleanup(dir string) error {
 		return fmt.Errorf("removing pins: %w", err)
 	}
 	return nil
+}
+
+// removeLink removes a pin of a link, and detaches the link first: otherwise its
+// program is gone only when the kernel gets round to it (bpf_link_put defers).
+func removeLink(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return os.Remove(pin) // not a link, or not any more
+	}
+	return errors.Join(l.Detach(), l.Unpin(), l.Close())
 }
 
 // Sweep removes what an earlier process left and this one has not taken over:
@@ -115,7 +128,7 @@ func (o *Objects) Sweep() (swept []string, err error) {
 			if _, attached := o.attached[at]; ok && attached {
 				continue
 			}
-			if err := os.Remove(filepath.Join(o.linksDir(), pin.Name())); err != nil {
+			if err := removeLink(filepath.Join(o.linksDir(), pin.Name())); err != nil {
 				errs = append(errs, err)
 				continue
 			}

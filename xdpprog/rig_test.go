@@ -191,8 +191,8 @@ const (
 
 // The rig's times, so that a slow machine cannot blur them.
 const (
-	rigStale = 2 * time.Second
-	rigHold  = 20 * time.Second
+	rigStale = 10 * time.Second
+	rigHold  = 100 * time.Second
 )
 
 func newRig(t testing.TB, edit func(*Spec)) *rig {

@@ -77,13 +77,13 @@ struct bpf_sock_tuple {
 			__u16 dport;
 		} ipv4;
 		struct {
-			__u64 saddr[2];
-			__u64 daddr[2];
+			__u32 saddr[4];
+			__u32 daddr[4];
 			__u16 sport;
 			__u16 dport;
 		} ipv6;
 	};
-} __attribute__((packed, aligned(4)));
+};
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;

@@ -31,6 +31,10 @@ extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *ctx, struct bpf_sock_tup
 					 __u32 opts_size) __weak __ksym;
 extern void bpf_ct_release(struct nf_conn *ct) __weak __ksym;
 
+/* The kernel tells the families by these sizes. */
+_Static_assert(sizeof(((struct bpf_sock_tuple *)0)->ipv4) == 12, "IPv4 tuple");
+_Static_assert(sizeof(((struct bpf_sock_tuple *)0)->ipv6) == 36, "IPv6 tuple");
+
 static __always_inline bool kernel_tracks(struct xdp_md *ctx, const struct tuple *t)
 {
 	struct bpf_ct_opts___v1 opts = {
@@ -47,10 +51,8 @@ static __always_inline bool kernel_tracks(struct xdp_md *ctx, const struct tuple
 		tuple.ipv4.dport = t->ports >> 16;
 		ct = bpf_xdp_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &opts, sizeof(opts));
 	} else {
-		tuple.ipv6.saddr[0] = t->src[0];
-		tuple.ipv6.saddr[1] = t->src[1];
-		tuple.ipv6.daddr[0] = t->dst[0];
-		tuple.ipv6.daddr[1] = t->dst[1];
+		__builtin_memcpy(tuple.ipv6.saddr, t->src, sizeof(t->src));
+		__builtin_memcpy(tuple.ipv6.daddr, t->dst, sizeof(t->dst));
 		tuple.ipv6.sport = t->ports;
 		tuple.ipv6.dport = t->ports >> 16;
 		ct = bpf_xdp_ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), &opts, sizeof(opts));
