@@ -93,10 +93,12 @@ func (b *testbed) close() {
 	if n := s.Unaccounted(); n != 0 {
 		b.t.Errorf("%d of %d frames have no verdict", n, s.Received)
 	}
-	if c := b.d.umem.Checker(); c != nil {
-		if _, err := c.Check(); err != nil {
-			b.t.Errorf("frame ownership: %v", err)
-		}
+	census, err := b.d.Audit()
+	if err != nil {
+		b.t.Errorf("frame ownership: %v", err)
+	}
+	if census.Worker+census.Tx+census.Lost != 0 {
+		b.t.Errorf("frames leaked: %+v", census)
 	}
 	if err := b.d.Close(); err != nil {
 		b.t.Errorf("closing: %v", err)

@@ -3,12 +3,16 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-net/sluice/internal/netlab"
 )
@@ -76,6 +80,51 @@ func TestUnknownNeighbour(t *testing.T) {
 	if s.Reason(ForwardReturn) == 0 || s.Reason(ForwardDirect) <= s.Reason(ForwardReturn) {
 		t.Errorf("forward by the return port %d, direct %d: want a few first, then most", s.Reason(ForwardReturn), s.Reason(ForwardDirect))
 	}
+}
+
+// TestReturnPortUnderReversePathFilters: both ways through the node's kernel, with
+// each setting that a node may have.
+func TestReturnPortUnderReversePathFilters(t *testing.T) {
+	for _, c := range []struct {
+		filter  string
+		outside bool // the node has a default route
+	}{{"0", false}, {"0", true}, {"1", true}, {"2", true}} {
+		t.Run(fmt.Sprintf("rp_filter=%s/default_route=%v", c.filter, c.outside), func(t *testing.T) {
+			netlab.RequireRoot(t)
+			b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{Outside: c.outside})}
+			b.Node.Sysctl("net.ipv4.conf.all.rp_filter", c.filter)
+			b.open(nil)
+			defer b.close()
+			_, backends := b.echo(8080)
+			b.publish(testService{name: "echo", number: 3, port: 80, backends: backends})
+			for range 5 {
+				b.forgetNeighbours()
+				b.exchanges(3, 80, 1)
+			}
+			s := b.settle()
+			if s.Reason(ForwardReturn) == 0 || s.Reason(ReplyReturn) == 0 {
+				t.Errorf("by the return port: %d forward, %d replies; want some of each", s.Reason(ForwardReturn), s.Reason(ReplyReturn))
+			}
+		})
+	}
+}
+
+// forgetNeighbours makes the node ask for every neighbour again.
+func (b *testbed) forgetNeighbours() {
+	b.t.Helper()
+	nl := b.Node.Handle()
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		neighs, err := nl.NeighList(0, family)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for _, n := range neighs {
+			if n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) == 0 {
+				nl.NeighDel(&n)
+			}
+		}
+	}
+	time.Sleep(20 * time.Millisecond) // until the egress has read it
 }
 
 // TestRejects: a Service without endpoints, and a port that a Service does not
@@ -258,4 +307,52 @@ func TestGenericPorts(t *testing.T) {
 	if s := b.settle(); s.Ports[1].Granted != "generic" || s.Verdict(Translated) == 0 {
 		t.Errorf("granted %s, translated %d", s.Ports[1].Granted, s.Verdict(Translated))
 	}
+}
+
+// TestDeviceDeleted: a port whose device goes is no longer used, and the others
+// go on.
+func TestDeviceDeleted(t *testing.T) {
+	netlab.RequireRoot(t)
+	b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{Clients: 2})}
+	b.open(nil)
+	defer b.close()
+	_, backends := b.echo(8080)
+	b.publish(testService{name: "echo", number: 9, port: 80, backends: backends})
+	b.exchanges(9, 80, 5)
+	b.Node.Delete(b.Clients[1].HostDevice)
+	b.exchanges(9, 80, 5)
+	if h := b.d.Health(); !h.Live || !h.Ready {
+		t.Errorf("health after a device went: %+v", h)
+	}
+}
+
+// TestLargerThanTheWay: what is above the MTU of the way out goes by the return
+// port, where the kernel says so to the sender.
+func TestLargerThanTheWay(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	b.RemoteBackend.EchoOn(8080)
+	far := []netip.AddrPort{b.RemoteBackend.AddrPort(netlab.IPv4, 8080)}
+	b.publish(testService{name: "far", number: 10, port: 80, backends: far})
+	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 10), 80)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := b.Clients[0].Exchange(ctx, "udp", vip, 1200); err != nil {
+		t.Fatal(err)
+	}
+	before := b.settle()
+	b.Node.MTU(netlab.UplinkDevice, 1280)
+	time.Sleep(50 * time.Millisecond)
+	c, err := b.Clients[0].Dial(ctx, "udp", vip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(make([]byte, 1400)); err != nil {
+		t.Fatal(err)
+	}
+	s := b.settle()
+	if got := s.Reason(ForwardReturn) - before.Reason(ForwardReturn); got != 1 {
+		t.Errorf("%d frames left by the return port, want the one that is too large", got)
+	}
+	b.Node.MTU(netlab.UplinkDevice, 1500)
 }

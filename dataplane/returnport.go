@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -118,12 +119,20 @@ func (rp *returnPort) configure(nl *netlink.Handle, mtu int) error {
 	if err := eth.Change(outer, off); err != nil {
 		return fmt.Errorf("turning offloads off: %w", err)
 	}
+	// The kernel takes the larger of a device's setting and that of "all".
+	// Loose (2) must not be less than a strict "all" (1), but it drops what
+	// has a source without a route, as a ClusterIP on a node that has no
+	// default route: without reverse-path filtering there is none here either.
+	rpFilter := "2"
+	if all, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/rp_filter"); err == nil && strings.TrimSpace(string(all)) == "0" {
+		rpFilter = "0"
+	}
 	settings := []struct{ path, value string }{
 		{"ipv6/conf/" + inner + "/disable_ipv6", "1"},
 		{"ipv6/conf/" + outer + "/accept_ra", "0"},
 		{"ipv6/conf/" + outer + "/accept_dad", "0"},
 		{"ipv6/conf/" + outer + "/forwarding", "1"},
-		{"ipv4/conf/" + outer + "/rp_filter", "2"},
+		{"ipv4/conf/" + outer + "/rp_filter", rpFilter},
 		{"ipv4/conf/" + outer + "/accept_local", "1"},
 		{"ipv4/conf/" + outer + "/forwarding", "1"},
 		{"ipv4/conf/" + outer + "/send_redirects", "0"},
