@@ -142,7 +142,7 @@ func (r *record) is(direction, s0, s1, d0, d1, tail uint64) bool {
 	if d&uint64(r.flags) != 0 { // Reply and FlagSource are both 1
 		dst = &r.source
 	}
-	return src[0]^s0|src[1]^s1|dst[0]^d0|dst[1]^d1|(uint64(r.ports[d])|uint64(r.proto)<<32)^tail == 0
+	return (src[0]^s0)|(src[1]^s1)|(dst[0]^d0)|(dst[1]^d1)|((uint64(r.ports[d])|uint64(r.proto)<<32)^tail) == 0
 }
 
 // search is the plain lookup. It is right where candidate is only nearly so, and writers, which must be sure, use it.
