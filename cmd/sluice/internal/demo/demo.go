@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/sluice-net/sluice/dataplane"
 	"github.com/sluice-net/sluice/internal/netlab"
 )
 
@@ -80,11 +82,15 @@ func Run(ctx context.Context, o Options) (err error) {
 		return errors.New("demo needs root, for network namespaces and BPF: run it as root")
 	}
 	r := &run{Options: o, log: o.Log, out: &printer{o.Out, o.Colour}, stand: &stand{log: o.Log}, good: map[kind]int{}}
-	before := belongings(nil)
+	before := belongings()
 	var res result
 	err = r.stand.run(func() error { return r.show(ctx, &res) })
 	err = errors.Join(err, r.stand.clear())
-	for _, is := range without(belongings(r.lab), before) {
+	if _, gone := os.Stat(r.dir); r.dir != "" && gone == nil {
+		res.leftovers++
+		r.log.Error("left behind", "what", r.dir)
+	}
+	for _, is := range without(belongings(), before) {
 		res.leftovers++
 		r.log.Error("left behind", "what", is)
 	}
@@ -152,6 +158,7 @@ func (r *run) show(ctx context.Context, res *result) (err error) {
 	}
 
 	// The end, and the accounts.
+	r.quiet()
 	watched := r.looked()
 	if err := r.daemon.end(); err != nil {
 		r.fail(fmt.Errorf("the daemon: %w", err))
@@ -169,6 +176,9 @@ func (r *run) show(ctx context.Context, res *result) (err error) {
 	res.badChecksums = watched.Bad
 	res.leakedFrames = r.daemon.leaked
 	res.leftovers = r.changes(states)
+	if n := r.daemon.stats.Verdict(dataplane.Translated); n != uint64(watched.Arrived) {
+		r.fail(fmt.Errorf("%d frames were translated, but %d arrived", n, watched.Arrived))
+	}
 	if watched.Lost > 0 {
 		r.fail(fmt.Errorf("the captures lost %d frames, whose checksums nobody has seen", watched.Lost))
 	}
@@ -186,6 +196,19 @@ func (r *run) show(ctx context.Context, res *result) (err error) {
 	}
 	res.errors = r.errors
 	return nil
+}
+
+// quiet waits until no frame is under way any more.
+func (r *run) quiet() {
+	last := uint64(0)
+	for range 50 {
+		received := r.daemon.dataplane.Stats().Received
+		if received == last {
+			return
+		}
+		last = received
+		time.Sleep(100 * time.Millisecond) // twice a sleeping worker's beat
+	}
 }
 
 // look begins to watch every pod.

@@ -115,20 +115,21 @@ func (l *lab) owner(a netip.Addr) *backend {
 
 // draw prints the picture.
 func (l *lab) draw(p *printer) {
-	c := l.client
-	p.line("  pod client0                 this node                                      another node")
-	p.line("  %-27s +----------------------------------------+     +------------+", c.IP4)
-	p.line("  %-27s | Sluice: XDP -> AF_XDP -> Go -> AF_XDP  |     |            |", c.IP6)
-	p.line("  eth0 ---------------------- client0                                  |     |            |")
-	p.line("                              |                                 uplink ------- uplink     |")
-	p.line("                              | backend0     backend1     backend2     |     |  backend3  |")
-	p.line("                              +----|------------|------------|---------+     +-----|------+")
-	p.line("                              eth0 |       eth0 |       eth0 |                eth0 |")
-	p.line("  pods of                     backend0     backend1     backend2               backend3")
-	p.line("  both Services               %-12s %-12s %-12s           %s", l.backends[0].IP4, l.backends[1].IP4, l.backends[2].IP4, l.backends[3].IP4)
+	p.line("   client0              this node                                       another node")
+	p.line("  +---------+     +---------------------------------------------+     +----------------+")
+	p.line("  |    eth0 |-----| client0          S l u i c e         uplink |-----| uplink         |")
+	p.line("  +---------+     |                                             |     |                |")
+	p.line("                  |   backend0       backend1       backend2    |     |    backend3    |")
+	p.line("                  +------|--------------|--------------|--------+     +-------|--------+")
+	p.line("                         |              |              |                      |")
+	p.line("                  +------|-----+ +------|-----+ +------|-----+         +------|-----+")
+	p.line("                  |     eth0   | |     eth0   | |     eth0   |         |     eth0   |")
+	p.line("                  +------------+ +------------+ +------------+         +------------+")
+	p.line("                     backend0       backend1       backend2               backend3")
 	p.blank()
+	p.line("  %-10s %-12s %s", l.client.HostDevice, l.client.IP4, l.client.IP6)
 	for _, b := range l.backends {
-		p.line("  %-9s %-12s %s", b.label, b.IP4, b.IP6)
+		p.line("  %-10s %-12s %s", b.label, b.IP4, b.IP6)
 	}
 	p.blank()
 	for i := range protos {

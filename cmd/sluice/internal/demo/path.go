@@ -109,7 +109,8 @@ func (w *way) draw(p *printer, k kind) {
 				cells[i] = " " + cells[i]
 			}
 		}
-		p.line("  %-9s  %-20s %s %-20s %s", row.name, cells[0], p.changed(cells[1], 21), cells[2], p.changed(cells[3], 0))
+		// The marks stand in the gaps between the columns.
+		p.line("  %-9s  %-20s %s%-20s %s", row.name, cells[0], p.changed(cells[1], 23), cells[2], p.changed(cells[3], 0))
 	}
 }
 
