@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-net/sluice/dataplane"
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/service"
+	"github.com/sluice-net/sluice/xdpprog"
 )
 
 // serve is the daemon's life: it acquires everything in this order, so that
@@ -48,6 +49,8 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 		}
 	}()
 	hold := func(release func() error) { held = append(held, release) }
+	var w waiting
+	log = w.hold(log)
 
 	if err := preflight.Check(needs(cfg)); err != nil {
 		return err
@@ -86,6 +89,7 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 		return err
 	}
 	d.show(source, dp)
+	w.end()
 	d.announce(cfg, log)
 
 	opened(dp)
@@ -154,8 +158,7 @@ func (d *daemon) health() dataplane.Health {
 	return d.dataplane.Health()
 }
 
-// announce logs what was started. Nothing is logged before: a daemon that
-// refuses to start says why in one line, and nothing else.
+// announce logs what was started.
 func (d *daemon) announce(cfg *config.Configuration, log *slog.Logger) {
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
@@ -265,7 +268,13 @@ func openDataplane(cfg *config.Configuration, log *slog.Logger) (*dataplane.Data
 	if err != nil {
 		return nil, err
 	}
-	return dataplane.Open(dc, log)
+	dp, err := dataplane.Open(dc, log)
+	var foreign *xdpprog.ForeignProgram
+	if errors.As(err, &foreign) {
+		// The rooms below do not know what their options are called here.
+		err = fmt.Errorf("%w (ip link set dev %s xdp off; replaceForeignXDP: true)", err, foreign.Device)
+	}
+	return dp, err
 }
 
 // dataplaneConfig turns the configuration's words into the dataplane's types.

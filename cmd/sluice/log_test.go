@@ -58,3 +58,28 @@ func TestIsTerminal(t *testing.T) {
 		}
 	}
 }
+
+func TestWaiting(t *testing.T) {
+	var out bytes.Buffer
+	plain := newLogger(&out, config.Logging{Level: "info", Format: "text"})
+	var w waiting
+	log := w.hold(plain)
+	log.Debug("unwanted")
+	log.Info("first")
+	log.With("interface", "eth0").WithGroup("g").Warn("second", "k", 1)
+	if out.Len() > 0 {
+		t.Errorf("logged too early: %q", out.String())
+	}
+	w.end()
+	log.Info("third")
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[0], "msg=first") || !strings.Contains(lines[1], "msg=second interface=eth0 g.k=1") || !strings.Contains(lines[2], "msg=third") {
+		t.Errorf("logged %q", lines)
+	}
+
+	out.Reset()
+	new(waiting).hold(newLogger(&out, config.Logging{Level: "debug", Format: "text"})).Info("at once")
+	if out.Len() == 0 {
+		t.Error("debug waits too")
+	}
+}

@@ -10,10 +10,10 @@ import (
 )
 
 // TestMain lets the test's own binary be the daemon, in tests that need a
-// process.
+// process (see process_test.go).
 func TestMain(m *testing.M) {
-	if os.Getenv("SLUICE_TEST_EXECUTE") != "" {
-		os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr))
+	if os.Getenv(processVariable) != "" {
+		os.Exit(processMain())
 	}
 	os.Exit(m.Run())
 }
