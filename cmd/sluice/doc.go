@@ -12,11 +12,14 @@
 //	run.go             flags and file to a configuration
 //	daemon.go          the daemon's life: everything is acquired in one order,
 //	                   and let go in the reverse one
-//	signals.go, log.go what its names say
+//	signals.go, log.go what their names say
+//	config.go, cleanup.go, version.go, demo.go   the other verbs
 //	internal/config    the configuration file
 //	internal/preflight what the machine must have
 //	internal/instance  one daemon for a node
 //	internal/telemetry metrics, health, profiles
+//	internal/nearest   what a misspelt word was meant to be
+//	internal/demo      the demo's lab, traffic and checks
 //
 // # Exit status
 //

@@ -22,8 +22,8 @@ var (
 	LogFormats = []string{"auto", "text", "json"}
 )
 
-// Bounds of numbers. Those that the rooms below have too are theirs: a value
-// that is refused here would be refused there, after half the work.
+// Bounds of numbers, none wider than what the rooms below allow: what they would
+// refuse is refused here with file and line, before half the work is done.
 const (
 	maxNameLength   = 15 // IFNAMSIZ less the zero
 	maxInterfaces   = 255
