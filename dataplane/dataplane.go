@@ -94,6 +94,9 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.openUmem(devices); err != nil {
+		return nil, err
+	}
 	if err := d.openReturnPort(devices); err != nil {
 		return nil, err
 	}
@@ -313,11 +316,11 @@ func (d *Dataplane) pinDir() string {
 	return ""
 }
 
-// openSockets makes the umem and a socket on it for every queue, the return
-// port's first: it registers the umem, and outlives the others.
-func (d *Dataplane) openSockets() error {
-	queues := 0
-	for _, p := range d.ports {
+// openUmem makes the memory that every frame lives in, for these ports and the
+// return port, and refuses ports whose frames would not fit.
+func (d *Dataplane) openUmem(direct []*port) error {
+	queues := 1
+	for _, p := range direct {
 		queues += len(p.queues)
 	}
 	frames := d.cfg.Frames
@@ -333,10 +336,18 @@ func (d *Dataplane) openSockets() error {
 	}
 	d.onClose(d.umem.Close)
 	room := d.umem.MaxReceive() - etherLen - 8 // two VLAN tags
-	for _, p := range d.ports {
+	for _, p := range direct {
 		if p.mtu > room {
 			return fmt.Errorf("interface %s: MTU %d is above %d, the longest packet that a frame of %d bytes holds: lower the MTU or do not serve it", p.name, p.mtu, room, d.cfg.FrameSize)
 		}
+	}
+	return nil
+}
+
+// openSockets opens a socket for every queue, the return port's first: it
+// registers the umem, and outlives the others.
+func (d *Dataplane) openSockets() (err error) {
+	for _, p := range d.ports {
 		for _, q := range p.queues {
 			q.sock, err = xsk.Open(d.umem, xsk.Config{
 				Interface: p.name, Ifindex: p.ifindex, Queue: q.number, Mode: xsk.ModeCopy,

@@ -523,6 +523,20 @@ func testTxQueueConsumer(t *testing.T, mode link.XDPAttachFlags) {
 		t.Errorf("%d pending after the kick", got)
 	}
 	rx.expect(0, budget+1, minFrame)
+
+	// Kick makes as many calls as the budget asks for.
+	tx.step()
+	for i := range uint32(3*budget + 1) {
+		tx.sock.Transmit([]Desc{tx.frame(i, minFrame)})
+	}
+	tx.sock.Kicks = KickCounters{}
+	if k := tx.sock.Kick(); k != KickDone {
+		t.Errorf("kick: %v", k)
+	}
+	if got, want := tx.sock.Kicks, (KickCounters{Calls: 4, Again: 3}); got != want {
+		t.Errorf("kick counts %+v, want %+v", got, want)
+	}
+	rx.expect(0, 3*budget+1, minFrame)
 }
 
 func testRingSizeMax(t *testing.T, mode link.XDPAttachFlags) {

@@ -578,6 +578,40 @@ func TestBadMetadataIsStuck(t *testing.T) {
 	}
 }
 
+// TestLostFramesAreCounted: what the kernel refuses it never completes; the socket counts it as
+// lost when it closes, and gives back all else.
+func TestLostFramesAreCounted(t *testing.T) {
+	a, _ := pair(t, netlab.VethOptions{})
+	const frames = 512
+	u, err := NewUmem(UmemConfig{Frames: frames})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := openOn(a, "v0", u, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := u.Pool().NewCache()
+	s.Refill(c)
+	for i := range uint32(10) {
+		chunk, _ := c.Get()
+		s.Transmit([]Desc{{Addr: u.Payload(chunk), Len: i % 2 * minFrame}})
+	}
+	if k := s.Kick(); k != KickDone {
+		t.Fatalf("kick: %v", k)
+	}
+	c.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if lost, free := u.Pool().Lost(), u.Pool().Free(); lost != 5 || free != frames-5 {
+		t.Errorf("%d frames lost and %d free, want 5 and %d", lost, free, frames-5)
+	}
+	if err := u.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestKickSuppressed: no call for an empty ring.
 func TestKickSuppressed(t *testing.T) {
 	a, _ := pair(t, netlab.VethOptions{})

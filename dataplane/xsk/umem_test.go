@@ -136,6 +136,7 @@ func FuzzDescriptor(f *testing.F) {
 // frames of the umem come out, no more than the ring holds.
 func FuzzRings(f *testing.F) {
 	f.Add(uint32(3), uint32(0), uint64(256), uint32(60), uint64(4096))
+	f.Add(uint32(3), uint32(0), uint64(256), uint32(60), uint64(1<<40)) // completes what is no frame
 	f.Add(uint32(9), uint32(77), ^uint64(0), ^uint32(0), ^uint64(0))
 	f.Add(^uint32(0), ^uint32(0), uint64(4*4096), uint32(1), uint64(4*4096))
 	f.Fuzz(func(t *testing.T, producer, consumer uint32, addr uint64, n uint32, done uint64) {
@@ -168,7 +169,9 @@ func FuzzRings(f *testing.F) {
 			}
 		}
 		s.Refill(c)
-		s.Transmit(descs[:])
+		if got := s.Transmit(descs[:]); got > size {
+			t.Fatalf("%d in a tx ring of %d", got, size)
+		}
 		s.frames()
 	})
 }
