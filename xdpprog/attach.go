@@ -178,7 +178,9 @@ func explainXDP(err error, device netlink.Link, flags link.XDPAttachFlags) error
 	switch {
 	case native && errors.Is(err, unix.ENOSPC):
 		hint = fmt.Sprintf("it has %d receive queues, fewer than its peer has transmit queues (ethtool -L, or -L on the peer)", attrs.NumRxQueues)
-	case native && errors.Is(err, unix.ERANGE), native && errors.Is(err, unix.EINVAL):
+	case native && errors.Is(err, unix.EINVAL):
+		hint = fmt.Sprintf("its driver (%s) refuses native XDP as it is set up: look at its MTU (%d) and queues, or ask for generic", device.Type(), attrs.MTU)
+	case native && errors.Is(err, unix.ERANGE):
 		hint = fmt.Sprintf("its MTU (%d), or its peer's, leaves frames that do not fit into one page: the limit is about 3500", attrs.MTU)
 	case native && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, ebpf.ErrNotSupported)):
 		hint = fmt.Sprintf("its driver (%s) has no native XDP as it is set up: ask for generic", device.Type())

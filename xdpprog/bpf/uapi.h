@@ -94,7 +94,7 @@ static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 #define bpf_htons(x) ((__u16)__builtin_bswap16(x))
 #define bpf_ntohs(x) ((__u16)__builtin_bswap16(x))
 
-/* Frames. Fields that are not read have no name of their own. */
+/* Frames. */
 
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
