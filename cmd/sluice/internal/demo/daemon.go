@@ -167,6 +167,7 @@ func (d *daemon) accounts(p *printer) (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("the kernel dropped frames at the sockets of %s: %+v", port.Name, *x))
 		}
 	}
-	p.line("  %10d  dropped at the sockets; %d frames of packet memory, %d leaked; %d flows known at the end", refused, s.Frames.Total, d.leaked, s.Flows.Flows)
+	p.line("  %d dropped by the kernel at the sockets; %d of %d frames of packet memory leaked; %d flows known",
+		refused, d.leaked, s.Frames.Total, s.Flows.Flows)
 	return wrong
 }

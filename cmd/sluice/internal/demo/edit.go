@@ -211,7 +211,7 @@ func (r *run) edit(ctx context.Context) error {
 	if lastSeen > effectWithin {
 		r.fail(fmt.Errorf("%s was still reached %v after the edit", leaving.label, lastSeen.Round(time.Millisecond)))
 	}
-	p.line("  in force after %d ms; %s was last given anything new after %d ms; %d new flows since went elsewhere",
+	p.line("  in force after %d ms; the last that %s got anew came after %d ms; %d new flows since",
 		inForce.Milliseconds(), leaving.label, lastSeen.Milliseconds(), fresh.Load()-since)
 	for _, k := range kinds() {
 		r.fates(k, flows, at)
