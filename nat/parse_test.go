@@ -178,6 +178,7 @@ func TestParseRefuses(t *testing.T) {
 		{"ipv6 hop-by-hop: no length", spec{ipv6: true, ext: hop(1, 3, 0, 0, 0, 0x1e)}, nil, BadOption},
 		{"ipv6 hop-by-hop: padding not zero", spec{ipv6: true, ext: hop(1, 4, 0, 0, 0, 1)}, nil, BadOption},
 		{"ipv6 hop-by-hop: too much padding", spec{ipv6: true, ext: hop(1, 4, 0, 0, 0, 0, 1, 6, 0, 0, 0, 0, 0, 0)}, nil, BadOption},
+		{"ipv6 hop-by-hop: padding here and there", spec{ipv6: true, ext: hop(1, 2, 0, 0, 0x1e, 1, 9, 1, 5, 0, 0, 0, 0, 0)}, nil, OK},
 		{"ipv6 hop-by-hop: eight single pads", spec{ipv6: true, ext: hop(0x1e, 0, 0x1e, 0, 0x1e, 0, 0, 0, 0, 0, 0, 0, 0, 0)}, nil, BadOption},
 		{"ipv6 hop-by-hop: nine options", spec{ipv6: true, ext: hop(0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0, 0x1e, 0)}, nil, BadOption},
 		{"ipv6 source unspecified", spec{ipv6: true, src: addr("::")}, func(f []byte) []byte { clear(f[22:38]); return f }, MartianSource},

@@ -212,6 +212,19 @@ func TestUnreachableFinishesPartialQuote(t *testing.T) {
 			t.Errorf("%+v\n got %x\nwant %x", s, got, want)
 		}
 	}
+	// A datagram whose checksum computes to zero, brought about by its data: 0xffff, as
+	// the device would have written.
+	zero := spec{udp: true, payload: make([]byte, 2)}
+	copy(zero.payload, build(t, zero)[40:42])
+	finished := build(t, zero)
+	zero.partial = true
+	zeroFrame := build(t, zero)
+	zp := mustParse(t, zeroFrame)
+	zp.DetectPartial(zeroFrame)
+	got := unreachable(t, zeroFrame, zp, node4)
+	if want := unreachable(t, finished, mustParse(t, finished), node4); !bytes.Equal(got, want) || !bytes.Equal(got[14+28+26:][:2], []byte{0xff, 0xff}) {
+		t.Errorf("got %x\nwant %x", got, want)
+	}
 	// A chain of extension headers so long that the field lies outside the quote.
 	s := spec{ipv6: true, partial: true, ext: []ext{{headerDestination, make([]byte, 1222)}}}
 	frame := build(t, s)
