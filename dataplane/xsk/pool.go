@@ -81,7 +81,8 @@ func (p *Pool) Free() int {
 }
 
 // Lost is the number of frames that closed sockets could not account for: still in flight
-// when the wait for them ended, or refused by the kernel as descriptors. They stay unused.
+// when the wait for them ended, or refused as descriptors by a kernel that does not complete
+// these. They stay unused.
 func (p *Pool) Lost() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

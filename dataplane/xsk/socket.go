@@ -567,16 +567,12 @@ const (
 
 // settle waits, for a bounded time, until the kernel holds no frame in flight: taken off the tx
 // ring and not in the completion ring. In copy mode there is none as soon as the kick returns,
-// unless somebody on the way queues.
+// unless somebody on the way queues, or the kernel is one that never completes a descriptor
+// that it refused.
 func (s *Socket) settle() {
 	for range settleSteps {
-		// Descriptors that the kernel refused are consumed and never completed.
-		st, err := s.Statistics()
-		if err != nil {
-			return
-		}
-		consumed := atomic.LoadUint32(s.Tx.consumer) - uint32(st.TxInvalidDescs)
-		if int32(consumed-atomic.LoadUint32(s.Completion.producer)) <= 0 {
+		flying := atomic.LoadUint32(s.Tx.consumer) - atomic.LoadUint32(s.Completion.producer)
+		if int32(flying) <= 0 {
 			return
 		}
 		time.Sleep(settleStep)

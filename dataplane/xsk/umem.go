@@ -167,8 +167,9 @@ func (u *Umem) Payload(chunk uint64) uint64 {
 	return chunk&u.chunkMask + rxHeadroom + uint64(u.headroom)
 }
 
-// Sendable reports whether the kernel takes d as a tx descriptor. One that it does not take
-// is dropped, never completed, and ends the kick (net/xdp/xsk_queue.h: xp_aligned_validate_desc).
+// Sendable reports whether the kernel takes d as a tx descriptor (net/xdp/xsk_queue.h:
+// xp_aligned_validate_desc). One that it does not take is dropped and ends the system call; 6.18
+// completes it, earlier kernels do not, and its frame is lost.
 func (u *Umem) Sendable(d Desc) bool {
 	if d.Len == 0 || d.Options&^(OptionContinued|optionMetadata) != 0 {
 		return false
