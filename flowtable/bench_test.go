@@ -99,6 +99,28 @@ func BenchmarkLookupBatch(b *testing.B) {
 	}
 }
 
+// BenchmarkMap is the yardstick: the built-in map, one goroutine, the same tuples, one at a time.
+func BenchmarkMap(b *testing.B) {
+	for _, n := range benchSizes {
+		b.Run(sizeName(n), func(b *testing.B) {
+			m := make(map[Tuple]Ref, 2*n)
+			for i := range uint32(n) {
+				f := flowN(i)
+				m[f.forward()], m[f.reply()] = Ref{i + 1, Forward}, Ref{i + 1, Reply}
+			}
+			tuples := tuplesOf(n)
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if m[tuples[i&(len(tuples)-1)]].Record == 0 {
+					b.Fatal("not found")
+				}
+				i++
+			}
+		})
+	}
+}
+
 // BenchmarkPacket is what the packet loop asks of the table for a packet of a known flow.
 func BenchmarkPacket(b *testing.B) {
 	for _, n := range benchSizes {

@@ -127,17 +127,26 @@ func TestConcurrent(tt *testing.T) {
 			}
 		}()
 	}
+	// All and Expire go by record numbers and need no grace: Reclaim waits for them.
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for !stop.Load() {
+			for e := range t.All() {
+				f := normal(twin(uint32(e.Flow.ClientPort)-1, uint32(e.Flow.BackendPort)-2000))
+				e.Flow.Generation, e.Flow.ForwardAdj, e.Flow.ReplyAdj = f.Generation, 0, 0
+				if e.Flow != f {
+					tt.Errorf("torn entry %+v, want %+v", e.Flow, f)
+					return
+				}
+			}
+			runtime.Gosched()
+		}
+	}()
 	rng := newRand(3)
 	turns := rounds(1_500)
 	for range turns {
-		// Records by number are good for All and Expire, which guard themselves.
 		t.Expire(Tick(1<<30+rng.IntN(2)<<30), 8)
-		for e := range t.All() {
-			if f := twin(uint32(e.Flow.ClientPort)-1, uint32(e.Flow.BackendPort)-2000); e.Flow.Client != f.Client || e.Flow.Backend != f.Backend {
-				tt.Errorf("torn entry %+v", e)
-			}
-			break
-		}
 		b := t.Limbo()
 		grace(ws)
 		t.Reclaim(b)
@@ -200,41 +209,83 @@ func TestInsertRace(tt *testing.T) {
 	check(tt, t)
 }
 
-// TestForwardImpliesReply: whenever a forward tuple is found, its reply is found after it, as long as nothing is removed.
+// TestForwardImpliesReply: an insert publishes the reply cell first. The reader watches the very cells, since the moment
+// between the two stores is short; Lookup would be too slow to see it.
 func TestForwardImpliesReply(tt *testing.T) {
 	n := uint32(rounds(30_000))
 	t := newTable(tt, int(n), Timeouts{})
+	var at atomic.Uint32 // the flow that the reader waits for
+	stands := func(h, cell uint64) bool {
+		b1, b2 := t.pair(h)
+		for i := range bucketCells {
+			if load(&t.buckets[b1][i]) == cell || load(&t.buckets[b2][i]) == cell {
+				return true
+			}
+		}
+		return false
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for i := range n {
+			for at.Load() != i+1 { // until the reader watches
+				if tt.Failed() {
+					return
+				}
+				runtime.Gosched()
+			}
 			f := flowN(i)
-			if _, res := t.Insert(&f, 0); res != Inserted {
-				tt.Errorf("flow %d: %v", i, res)
+			if ref, res := t.Insert(&f, 0); res != Inserted || ref.Record != i+1 {
+				tt.Errorf("flow %d: %v, record %d", i, res, ref.Record)
 			}
 		}
 	}()
-	for i := uint32(0); i < n; {
+	for i := range n {
 		f := flowN(i)
 		fwd, rep := f.forward(), f.reply()
-		ref := t.Lookup(&fwd)
-		if ref.Record == 0 {
-			select {
-			case <-done:
-				if t.Lookup(&fwd).Record == 0 {
-					tt.Fatalf("flow %d is lost", i)
-				}
-			default:
+		fh, rh := t.Hash(&fwd), t.Hash(&rep)
+		fc, rc := cellOf(fh, i+1, Forward), cellOf(rh, i+1, Reply)
+		at.Store(i + 1)
+		for spin := 0; !stands(fh, fc) && !tt.Failed(); spin++ {
+			if spin%1000 == 999 {
 				runtime.Gosched()
 			}
-			continue
 		}
-		if got := t.Lookup(&rep); got != (Ref{ref.Record, Reply}) {
-			tt.Fatalf("flow %d: forward is %+v, reply %+v", i, ref, got)
+		if !stands(rh, rc) {
+			tt.Errorf("flow %d: its forward cell was there before its reply cell", i)
+			break
 		}
-		i++
+		if got := both(tt, t, rep); got != (Ref{i + 1, Reply}) {
+			tt.Errorf("flow %d: reply %+v", i, got)
+			break
+		}
 	}
 	<-done
+}
+
+// TestReclaimWaitsForWalkers: no record becomes free while somebody goes by record numbers.
+func TestReclaimWaitsForWalkers(tt *testing.T) {
+	t := newTable(tt, 1, Timeouts{})
+	fill(tt, t, 1)
+	t.Remove(1)
+	b := t.Limbo()
+	t.sweep.Lock()
+	done := make(chan struct{})
+	go func() {
+		t.Reclaim(b)
+		close(done)
+	}()
+	for range 1000 {
+		runtime.Gosched()
+		if atomic.LoadUint32(&t.records[1].life) != LifeRetired || t.Stats().Free != 0 {
+			tt.Fatal("reclaimed under a walker")
+		}
+	}
+	t.sweep.Unlock()
+	<-done
+	if t.Stats().Free != 1 {
+		tt.Error("not reclaimed")
+	}
 }
 
 // TestRemoveRace: of several callers one removes.
