@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/nat"
 )
@@ -49,9 +50,18 @@ func (w *worker) receive(q *queue) bool {
 		return false
 	}
 	w.received += uint64(b.n)
-	q.rx.Add(uint64(b.n))
+	q.received.Add(uint64(b.n))
+	q.receivedBytes.Add(totalLen(b.descs[:b.n]))
 	q.sock.Refill(w.cache)
 	return true
+}
+
+// totalLen sums the lengths of descriptors.
+func totalLen(descs []xsk.Desc) (n uint64) {
+	for i := range descs {
+		n += uint64(descs[i].Len)
+	}
+	return n
 }
 
 // parse finds the frames in the umem and parses each once.
@@ -176,6 +186,7 @@ func (w *worker) transmit(p *port, o *outbox) {
 	}
 	q.tx.Unlock()
 	q.sent.Add(uint64(n))
+	q.sentBytes.Add(totalLen(o.descs[:n]))
 	for i := n; i < o.n; i++ {
 		w.counts[o.reasons[i]]--
 		w.count(TxFull)

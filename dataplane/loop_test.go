@@ -26,7 +26,6 @@ import (
 type rig struct {
 	*worker
 	client, backend *port
-	frames          [][]byte // of the batch, as they came in
 }
 
 const (

@@ -33,7 +33,9 @@ type PortStats struct {
 	Queues  int
 	// Of the sockets, summed over queues.
 	RxFrames uint64
+	RxBytes  uint64
 	TxFrames uint64
+	TxBytes  uint64
 	XSK      xsk.Statistics
 	Kicks    xsk.KickCounters
 	// Classifier counts frames at the ingress hook, by the classifier's words.
@@ -128,8 +130,10 @@ func (d *Dataplane) portStats(s *Stats) {
 			ps.Kind = "return"
 		}
 		for _, q := range p.queues {
-			ps.RxFrames += q.rx.Load()
+			ps.RxFrames += q.received.Load()
+			ps.RxBytes += q.receivedBytes.Load()
 			ps.TxFrames += q.sent.Load()
+			ps.TxBytes += q.sentBytes.Load()
 			if x, err := q.sock.Statistics(); err == nil {
 				addStatistics(&ps.XSK, x)
 			}

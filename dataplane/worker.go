@@ -53,8 +53,8 @@ type queue struct {
 	index  int // in the socket map and the heartbeats: slot x queues + queue
 	sock   *xsk.Socket
 	tx     sync.Mutex
-	rx     atomic.Uint64 // frames received
-	sent   atomic.Uint64 // frames given to the kernel to send
+	// Frames and bytes received, and given to the kernel to send.
+	received, receivedBytes, sent, sentBytes atomic.Uint64
 }
 
 // batch is what the stages work on: one receive ring's worth of frames, in

@@ -124,8 +124,12 @@ func metrics(build Build) []metric {
 			ofPorts(func(p *port) uint64 { return uint64(p.Queues) }), "interface"),
 		counter("rx_packets_total", "Packets received from an interface's sockets.",
 			ofPorts(func(p *port) uint64 { return p.RxFrames }), "interface"),
+		counter("rx_bytes_total", "Bytes of packets received from an interface's sockets, from the Ethernet header on.",
+			ofPorts(func(p *port) uint64 { return p.RxBytes }), "interface"),
 		counter("tx_packets_total", "Packets given to an interface's sockets to send.",
 			ofPorts(func(p *port) uint64 { return p.TxFrames }), "interface"),
+		counter("tx_bytes_total", "Bytes of packets given to an interface's sockets to send, from the Ethernet header on.",
+			ofPorts(func(p *port) uint64 { return p.TxBytes }), "interface"),
 		counter("classifier_packets_total", "Packets that the classifier in the kernel saw, by what it decided, at the ingress or the egress hook.",
 			func(s *Picture, emit sink) {
 				for i := range s.Ports {

@@ -29,7 +29,7 @@ func samplePicture() Picture {
 				Name: "sluice-in", Kind: "return", Asked: "native", Granted: "native", Socket: "copy", Driver: "veth", Queues: 1,
 			}, {
 				Name: "eth0", Kind: "direct", Asked: "auto", Granted: "generic", Socket: "zero-copy", Driver: "virtio_net", Queues: 2,
-				RxFrames: 11, TxFrames: 12,
+				RxFrames: 11, RxBytes: 1100, TxFrames: 12, TxBytes: 1200,
 				XSK:        xsk.Statistics{RxDropped: 21, RxInvalidDescs: 22, TxInvalidDescs: 23, RxRingFull: 24, RxFillRingEmpty: 25, TxRingEmpty: 26},
 				Kicks:      xsk.KickCounters{Calls: 31, Suppressed: 32, Again: 33, Dropped: 34},
 				Classifier: map[string]uint64{"redirected": 41, "not_ours": 42},
