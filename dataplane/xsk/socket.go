@@ -67,11 +67,14 @@ type Config struct {
 	// The following are properties of a umem. The first socket on it sets them; a later one
 	// inherits them, and fails if it asks for more.
 
-	Mode           Mode
-	MultiBuffer    bool // packets of several frames (XDP_USE_SG); the program needs xdp.frags
-	NoNeedWakeup   bool // do not bind with XDP_USE_NEED_WAKEUP
+	Mode         Mode
+	MultiBuffer  bool // packets of several frames (XDP_USE_SG); the program needs xdp.frags
+	NoNeedWakeup bool // do not bind with XDP_USE_NEED_WAKEUP
+
+	// BusyPoll has system calls on the socket poll the device for this long, BusyPollBudget packets
+	// at a time. 0: they do not; a budget of the kernel's. On veth there is nothing to poll.
 	BusyPoll       time.Duration
-	BusyPollBudget int // packets; 0: the kernel's. BusyPoll 0: none. Both: see busyPoll
+	BusyPollBudget int
 
 	// TxBudget is the number of descriptors that one system call sends, from 32 to TxSize;
 	// 0: 64. The thread cannot be preempted meanwhile. Kernels before 6.17 send 32.
