@@ -142,33 +142,32 @@ func (b *builder) clusterIPs(s *corev1.Service) []netip.Addr {
 	if s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
 	}
-	list, field := s.Spec.ClusterIPs, "spec.clusterIPs[%d]"
+	list := s.Spec.ClusterIPs
 	if len(list) == 0 {
-		if s.Spec.ClusterIP == "" {
-			return nil
-		}
-		list, field = []string{s.Spec.ClusterIP}, "spec.clusterIP"
+		list = []string{s.Spec.ClusterIP}
 	}
 	var addrs []netip.Addr
 	for i, text := range list {
 		if text == corev1.ClusterIPNone || text == "" {
 			continue
 		}
-		at := field
-		if len(s.Spec.ClusterIPs) != 0 {
-			at = fmt.Sprintf(field, i)
+		at := func() string {
+			if len(s.Spec.ClusterIPs) == 0 {
+				return "spec.clusterIP"
+			}
+			return fmt.Sprintf("spec.clusterIPs[%d]", i)
 		}
 		addr, err := parseAddr(text)
 		if err != nil {
-			b.report.add(objectName(s), at, "%q is %v", text, err)
+			b.report.add(objectName(s), at(), "%q is %v", text, err)
 			continue
 		}
 		if why := unsafeAddr(addr); why != "" {
-			b.report.add(objectName(s), at, "%s is %s", text, why)
+			b.report.add(objectName(s), at(), "%s is %s", text, why)
 			continue
 		}
 		if len(addrs) == 2 || len(addrs) == 1 && addrs[0].Is6() == addr.Is6() {
-			b.report.add(objectName(s), at, "%s is ignored: a Service has one address in each family", text)
+			b.report.add(objectName(s), at(), "%s is ignored: a Service has one address in each family", text)
 			continue
 		}
 		addrs = append(addrs, addr)

@@ -114,7 +114,7 @@ func TestDefaults(t *testing.T) {
 var badManifests = func() []struct{ name, data, want string } {
 	service := func(old, new string) string { return mustReplace(goodService, old, new) }
 	slice := func(old, new string) string { return mustReplace(goodSlice, old, new) }
-	manyEndpoints := goodSlice + strings.Repeat("- addresses: [198.18.0.2]\n", 100000)
+	manyEndpoints := goodSlice + strings.Repeat("- {}\n", 100000)
 	bomb := "a: &a [x,x,x,x,x,x,x,x,x]\n"
 	for c := 'b'; c < 'k'; c++ {
 		bomb += fmt.Sprintf("%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n", c, c, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1, c-1)

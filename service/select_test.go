@@ -105,13 +105,17 @@ func TestSelectIsEven(t *testing.T) {
 			return c, uint16(r.Uint32()), frontend("2001:db8:2::1", 80, UDP)
 		},
 	}
+	count := 60000
+	if raceEnabled {
+		count = 6000
+	}
 	for _, n := range []int{2, 3, 4, 10, 100} {
 		p := portOf(n, Consistent)
 		second := portOf(n, Consistent) // without the backend that is chosen first
 		for name, flow := range flows {
 			t.Run(fmt.Sprintf("backends=%d/%s", n, name), func(t *testing.T) {
 				counts, pairs := make([]int, n), make([]int, n*n)
-				for i := range 60000 {
+				for i := range count {
 					client, port, f := flow(i)
 					first := slices.Index(p.Backends, *p.Select(client, port, f, 0))
 					counts[first]++

@@ -83,8 +83,24 @@ type ServicePort struct {
 // Serving says whether an existing flow may keep the backend b: the endpoint still serves, be it terminating, or outside
 // of what policy and topology offer to new flows.
 func (p *ServicePort) Serving(b *Backend) bool {
-	_, ok := slices.BinarySearchFunc(p.serving, *b, compareBackend)
-	return ok
+	low, high := 0, len(p.serving)
+	for low < high {
+		mid := int(uint(low+high) >> 1)
+		at := &p.serving[mid]
+		c := bytes.Compare(at.Addr[:], b.Addr[:])
+		if c == 0 {
+			c = int(at.Port) - int(b.Port)
+		}
+		switch {
+		case c == 0:
+			return true
+		case c < 0:
+			low = mid + 1
+		default:
+			high = mid
+		}
+	}
+	return false
 }
 
 // ServingBackends lists what Serving says yes to, sorted. The caller must not change it.
