@@ -156,7 +156,6 @@ func inspectPort(eth *ethtool.Ethtool, l netlink.Link) (*port, error) {
 		return nil, fmt.Errorf("a device of type %s has no Ethernet header: it cannot be served", at.EncapType)
 	}
 	p := &port{name: at.Name, ifindex: at.Index, mtu: at.MTU}
-	copy(p.mac[:], at.HardwareAddr)
 	p.driver, _ = eth.DriverName(at.Name)
 	p.partial = p.driver == "veth" || p.driver == "tun"
 	n := 1
@@ -187,10 +186,9 @@ func (d *Dataplane) openReturnPort(direct []*port) error {
 		}
 		return d.pair.remove(d.nl)
 	})
-	inner, outer := d.pair.inner.Attrs(), d.pair.outer.Attrs()
+	inner := d.pair.inner.Attrs()
 	d.returnPort = &port{name: inner.Name, ifindex: inner.Index, mtu: mtu, driver: "veth", returns: true, asked: XDPNative, queues: make([]*queue, 1)}
-	copy(d.returnPort.mac[:], inner.HardwareAddr)
-	copy(d.returnPort.outerMAC[:], outer.HardwareAddr)
+	copy(d.returnPort.outerMAC[:], d.pair.outer.Attrs().HardwareAddr)
 	d.ports = append([]*port{d.returnPort}, direct...)
 	return nil
 }

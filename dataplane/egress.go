@@ -168,7 +168,11 @@ func (e *egress) reload() error {
 		}
 		neighs = append(neighs, ns...)
 	}
-	e.fib.Store(newFIB(links, local, mainTable, neighs))
+	f := newFIB(links, local, mainTable, neighs)
+	e.fib.Store(f)
+	for i, p := range e.ports {
+		p.hw.Store(f.devices[i].station())
+	}
 	e.adj.refresh(e.resolve)
 	e.warnOfRules()
 	return nil

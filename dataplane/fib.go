@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"sort"
@@ -58,6 +59,20 @@ type device struct {
 	master int // bridge it is enslaved to, 0 none
 	parent int // of a VLAN device: the device below
 	vlan   int // its VLAN id, 0 not a VLAN device
+}
+
+// station is the address that the device takes frames for, as port.hw has it:
+// its own, or any on a device that a bridge listens through.
+func (d device) station() uint64 {
+	if d.master != 0 {
+		return 0
+	}
+	return stationOf(d.mac[:])
+}
+
+// stationOf reads a link-layer address as port.hw has it.
+func stationOf(mac []byte) uint64 {
+	return uint64(binary.LittleEndian.Uint32(mac)) | uint64(binary.LittleEndian.Uint16(mac[4:]))<<32
 }
 
 // fib is immutable once published.

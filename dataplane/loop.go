@@ -98,6 +98,7 @@ func (w *worker) lookup() {
 func (w *worker) decide() {
 	b := &w.b
 	k := 0
+	hw := w.in.port.hw.Load()
 	for i := range b.n {
 		switch {
 		case b.frames[i] == nil:
@@ -109,9 +110,12 @@ func (w *worker) decide() {
 		default:
 			ref := b.refs[k]
 			k++
-			if ref.Record != 0 {
+			switch {
+			case hw != 0 && stationOf(b.frames[i]) != hw:
+				w.drop(i, OtherHost)
+			case ref.Record != 0:
 				w.known(i, ref)
-			} else {
+			default:
 				w.first(i)
 			}
 		}

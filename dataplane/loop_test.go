@@ -184,6 +184,22 @@ func TestProcessAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestFramesForAnotherStation: what a switch floods is not forwarded by us.
+func TestFramesForAnotherStation(t *testing.T) {
+	for _, c := range []struct {
+		mac  []byte
+		want Reason
+	}{{[]byte{2, 2, 2, 2, 2, 2}, ForwardDirect}, {[]byte{2, 2, 2, 2, 2, 3}, OtherHost}, {[]byte{0, 2, 2, 2, 2, 2}, OtherHost}} {
+		r := newRig(t, 64)
+		r.client.hw.Store(stationOf(c.mac))
+		r.load([][]byte{udpFrame(t, 1)}) // to 02:02:02:02:02:02
+		r.process()
+		if r.counts[c.want] != 1 {
+			t.Errorf("station %x: %d frames ended as %s, want 1", c.mac, r.counts[c.want], c.want)
+		}
+	}
+}
+
 // TestTranslatedFrameLeavesAsItShould looks at the bytes of one frame.
 func TestTranslatedFrameLeavesAsItShould(t *testing.T) {
 	r := newRig(t, 64)

@@ -53,6 +53,7 @@ const (
 	SpoofedSource  // dropped: the source does not live behind this port
 	RejectLimited  // dropped: too many rejects in this second
 	RejectRefused  // dropped: an answer to this frame may not be sent
+	OtherHost      // dropped: flooded to us, but sent to another station
 	InvalidReply   // dropped: a reply that the kernel's own NAT would let out untranslated
 	ReturnLoop     // dropped: came from the node's kernel and would go back to it
 	TxFull         // dropped: no room in the ring of transmission
@@ -85,6 +86,7 @@ var reasonWords = [firstNatReason]struct {
 	SpoofedSource: {"spoofed_source", Dropped},
 	RejectLimited: {"reject_limited", Dropped},
 	RejectRefused: {"reject_refused", Dropped},
+	OtherHost:     {"other_host", Dropped},
 	InvalidReply:  {"invalid_reply", Dropped},
 	ReturnLoop:    {"return_loop", Dropped},
 	TxFull:        {"tx_full", Dropped},

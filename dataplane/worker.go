@@ -35,13 +35,16 @@ type port struct {
 	ifindex  int
 	driver   string
 	mtu      int
-	mac      [6]byte
 	outerMAC [6]byte // of the return port's other end, where its frames go
-	returns  bool    // it is the return port
-	partial  bool    // its peer can send partial checksums: veth, tap
-	asked    XDPMode
-	granted  xdpprog.AttachMode
-	queues   []*queue
+	// hw is the link-layer address that frames must be sent to, as the first
+	// six bytes of a frame read as a little-endian word; 0 is any. The control
+	// loop follows the device.
+	hw      atomic.Uint64
+	returns bool // it is the return port
+	partial bool // its peer can send partial checksums: veth, tap
+	asked   XDPMode
+	granted xdpprog.AttachMode
+	queues  []*queue
 }
 
 // queue is one (port, queue) with its socket. Its receive side (rx and fill
