@@ -44,6 +44,9 @@ func configuration(l *lab, dir string) *config.Configuration {
 	c.RunDir = filepath.Join(dir, "run")
 	c.RingSize = 1024
 	c.FlowTable.Capacity = 16384
+	// Nobody else serves these addresses, so that a machine which is busy with
+	// something else must not make the kernel take over.
+	c.Heartbeat.StaleAfter = config.Duration(2 * time.Second)
 	c.OnExit = "remove"
 	c.BindAddressHardFail = true // who tries again later does so in another namespace
 	c.Debug.FrameOwnership = true

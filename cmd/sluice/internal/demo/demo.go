@@ -159,7 +159,7 @@ func (r *run) show(ctx context.Context, res *result) (err error) {
 
 	// The end, and the accounts.
 	r.quiet()
-	watched := r.looked()
+	watched, atClient := r.looked()
 	if err := r.daemon.end(); err != nil {
 		r.fail(fmt.Errorf("the daemon: %w", err))
 	}
@@ -168,8 +168,9 @@ func (r *run) show(ctx context.Context, res *result) (err error) {
 	}
 	seen, wrong := r.wrongPeers()
 	r.out.title("What the ends saw")
-	r.out.line("  servers: %d client addresses and ports, %d of them not the client's own", seen, wrong)
-	r.out.line("  captures on eth0 of the five pods: %d frames arrived, %d from a wrong source", watched.Arrived, watched.WrongSource)
+	r.out.line("  the servers: %d clients, %d of them another than client0 itself", seen, wrong)
+	r.out.line("  the client's eth0: %d frames, %d of them not from a ClusterIP", atClient.Arrived, atClient.WrongSource)
+	r.out.line("  the backends' eth0: %d frames, %d of them not from client0", watched.Arrived-atClient.Arrived, watched.WrongSource-atClient.WrongSource)
 	r.out.line("  checksums: %d complete ones verified, %d partial ones (left to a device) verified, %d wrong",
 		watched.Arrived-watched.Partial, watched.Partial, watched.Bad)
 	res.wrongSource = wrong + watched.WrongSource
@@ -224,10 +225,13 @@ func (r *run) look() {
 	}
 }
 
-// looked ends that and gives the sums.
-func (r *run) looked() (sum watchCounts) {
-	for _, w := range r.watchers {
+// looked ends that and gives the sums, and those of the client.
+func (r *run) looked() (sum, client watchCounts) {
+	for i, w := range r.watchers {
 		c, problems := w.close()
+		if i == 0 {
+			client = c
+		}
 		sum.Arrived += c.Arrived
 		sum.Partial += c.Partial
 		sum.Bad += c.Bad
@@ -237,7 +241,7 @@ func (r *run) looked() (sum watchCounts) {
 			r.log.Error("seen in a capture", "err", err)
 		}
 	}
-	return sum
+	return sum, client
 }
 
 // changes is the number of settings that are not as they were, anywhere in the lab.
