@@ -168,7 +168,7 @@ func (r *run) show(ctx context.Context, res *result) (err error) {
 	}
 	seen, wrong := r.wrongPeers()
 	r.out.title("What the ends saw")
-	r.out.line("  the servers: %d clients, %d of them another than client0 itself", seen, wrong)
+	r.out.line("  the servers: %d peers, %d of them another than client0", seen, wrong)
 	r.out.line("  the client's eth0: %d frames, %d of them not from a ClusterIP", atClient.Arrived, atClient.WrongSource)
 	r.out.line("  the backends' eth0: %d frames, %d of them not from client0", watched.Arrived-atClient.Arrived, watched.WrongSource-atClient.WrongSource)
 	r.out.line("  checksums: %d complete ones verified, %d partial ones (left to a device) verified, %d wrong",

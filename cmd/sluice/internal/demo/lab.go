@@ -103,16 +103,6 @@ func (l *lab) namespaces() []*netlab.Namespace {
 	return all
 }
 
-// owner is the backend with this address, nil if there is none.
-func (l *lab) owner(a netip.Addr) *backend {
-	for _, b := range l.backends {
-		if b.IP4 == a || b.IP6 == a {
-			return b
-		}
-	}
-	return nil
-}
-
 // draw prints the picture.
 func (l *lab) draw(p *printer) {
 	p.line("   client0              this node                                       another node")
