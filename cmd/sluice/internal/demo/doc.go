@@ -14,6 +14,7 @@
 //	path.go       one frame before and after each rewrite
 //	edit.go       a backend leaves while connections are open
 //	leftovers.go  what is not as it was before
+//	print.go      lines for people
 //
 // # What counts
 //
