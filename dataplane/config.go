@@ -158,7 +158,7 @@ type Config struct {
 	// BusySpin is how long a worker without traffic spins before it sleeps;
 	// 0 is 50 µs, negative never spins.
 	BusySpin time.Duration
-	// Debug verifies after each batch that every frame has one owner.
+	// Debug follows every frame from owner to owner; Audit says what came of it.
 	Debug bool
 }
 

@@ -65,6 +65,40 @@ func TestBackendOnTheNode(t *testing.T) {
 	}
 }
 
+// TestCompleteChecksums: pods that finish their checksums themselves, as frames
+// off a wire are finished, and what arrives is right in full.
+func TestCompleteChecksums(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	pods := append(append([]*netlab.Pod{}, b.Backends...), b.Clients[0], b.RemoteBackend)
+	var captures []*netlab.Capture
+	for _, p := range pods {
+		p.Offload(netlab.PodDevice, "tx", false)
+		captures = append(captures, p.Capture(netlab.PodDevice, netlab.CaptureOptions{Match: func(f *netlab.Frame) bool { return f.Direction == netlab.In }}))
+	}
+	_, backends := b.echo(8080)
+	b.publish(testService{name: "echo", number: 11, port: 80, backends: backends})
+	b.exchanges(11, 80, 10)
+	b.settle()
+	complete := 0
+	for i, c := range captures {
+		frames, err := c.Drain()
+		if err != nil || c.Lost() > 0 {
+			t.Fatalf("capture in %s: %d frames lost, %v", pods[i].Name(), c.Lost(), err)
+		}
+		for _, f := range frames {
+			if err := netlab.VerifyChecksums(&f); err != nil {
+				t.Errorf("%s received a bad frame: %v\n%x", pods[i].Name(), err, f.Data)
+			}
+			if !f.Partial {
+				complete++
+			}
+		}
+	}
+	if complete < 200 {
+		t.Errorf("%d frames with complete checksums: that cannot be all", complete)
+	}
+}
+
 // TestUnknownNeighbour: what has no link-layer address yet goes by the return
 // port, and the kernel asks; then the way is direct.
 func TestUnknownNeighbour(t *testing.T) {

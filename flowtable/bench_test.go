@@ -129,7 +129,6 @@ func BenchmarkPacket(b *testing.B) {
 			now := Tick(1)
 			benchBatch(b, n, func(t *Table, refs []Ref) {
 				now++ // a tick a batch: every last-seen is stored
-				t.Prefetch(refs)
 				for _, ref := range refs {
 					t.Touch(ref.Record, ref.Direction, now, tcpACK)
 					t.Target(ref, &to)

@@ -86,7 +86,6 @@ func TestConcurrent(tt *testing.T) {
 					}
 				}
 				t.LookupBatch(tuples[:], hashes[:], refs[:])
-				t.Prefetch(refs[:])
 				for j, ref := range refs {
 					if ref.Record == 0 {
 						continue

@@ -22,7 +22,7 @@ func TestNoAllocations(tt *testing.T) {
 	for name, op := range map[string]func(){
 		"Hash":        func() { t.Hash(&k) },
 		"Lookup":      func() { t.Lookup(&k) },
-		"LookupBatch": func() { t.LookupBatch(tuples, hashes, refs); t.Prefetch(refs) },
+		"LookupBatch": func() { t.LookupBatch(tuples, hashes, refs) },
 		"Insert and Remove": func() {
 			ref, _ := t.Insert(&g, 0)
 			t.Remove(ref.Record)

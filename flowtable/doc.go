@@ -54,7 +54,7 @@
 //
 // # Who may call what
 //
-//	Hash, Lookup, LookupBatch, Prefetch     anyone, any time, no lock
+//	Hash, Lookup, LookupBatch               anyone, any time, no lock
 //	Touch, Closing, Target, Flow,           whoever got the record from a lookup or an insert in the same batch
 //	Adjacency, Generation and their setters
 //	Insert                                  any worker

@@ -95,16 +95,6 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	}
 }
 
-// Prefetch fetches the changing line of each record found, which a lookup does not need and Touch does: with it before a
-// batch of Touch the misses overlap, without it each one is waited for.
-func (t *Table) Prefetch(refs []Ref) {
-	for i := range refs {
-		if rec := refs[i].Record; int(rec) < len(t.records) {
-			atomic.LoadUint32(&t.records[rec].life)
-		}
-	}
-}
-
 // absent marks, within a batch, a tuple of which neither bucket has the tag.
 const absent Direction = 2
 

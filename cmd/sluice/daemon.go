@@ -94,6 +94,10 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 
 	opened(dp)
 	err = dp.Run(ctx)
+	if cfg.Debug.FrameOwnership {
+		_, audit := dp.Audit()
+		err = errors.Join(err, audit)
+	}
 	drained(dp)
 	// No snapshot may come to a dataplane that is being closed.
 	return errors.Join(err, closeSource())
