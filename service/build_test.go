@@ -508,3 +508,21 @@ func BenchmarkLookup(b *testing.B) {
 		i++
 	}
 }
+
+// TestManyEndpoints: a Service of 100 full slices.
+func TestManyEndpoints(t *testing.T) {
+	var all []*discoveryv1.EndpointSlice
+	for i := range 100 {
+		endpoints := make([]discoveryv1.Endpoint, 1000)
+		for k := range endpoints {
+			endpoints[k].Addresses = []string{fmt.Sprintf("2001:db8:1::%x:%x", i, k+1)}
+		}
+		all = append(all, newSlice(fmt.Sprint("web-", i), "web", http(8080), endpoints...))
+	}
+	s, report := Build(&Config{}, nil, []*corev1.Service{newService("web", []string{"2001:db8:2::1"}, tcp("http", 80))}, all)
+	checkProblem(t, report, "")
+	checkSnapshot(t, s)
+	if p := s.ServicePorts()[0]; len(p.Backends) != 100000 || p.Select([16]byte{1}, 1, &p.Frontends[0], 0) == nil {
+		t.Errorf("%d backends", len(p.Backends))
+	}
+}

@@ -218,9 +218,8 @@ func truth(x, y bool) int {
 
 // choose fills backends and serving from candidates: CategorizeEndpoints in kube-proxy's topology.go, for a ClusterIP.
 func (b *builder) choose(local bool) Action {
-	var ready, draining bool           // anywhere
-	var localReady, localDraining bool // on this node
-	var forNode, forZone bool          // hints that name us, and below: whether all Ready endpoints have hints
+	var ready, draining, localReady bool
+	var forNode, forZone bool // hints name us, and below: all Ready endpoints have hints
 	allNode, allZone := true, true
 	for i := range b.candidates {
 		e := &b.candidates[i]
@@ -232,7 +231,6 @@ func (b *builder) choose(local bool) Action {
 			forZone, allZone = forZone || e.forZone, allZone && e.zoneHinted
 		case e.serving && e.terminating:
 			draining = true
-			localDraining = localDraining || e.local
 		}
 	}
 
@@ -240,10 +238,8 @@ func (b *builder) choose(local bool) Action {
 	switch {
 	case local && localReady:
 		usable = func(e *endpoint) bool { return e.local && e.ready }
-	case local && localDraining:
-		usable = func(e *endpoint) bool { return e.local && e.serving && e.terminating }
 	case local:
-		usable = func(*endpoint) bool { return false }
+		usable = func(e *endpoint) bool { return e.local && e.serving && e.terminating }
 	case ready && allNode && forNode:
 		usable = func(e *endpoint) bool { return e.ready && e.forNode }
 	case ready && allZone && forZone:

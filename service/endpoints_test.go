@@ -54,7 +54,7 @@ func TestEndpointChoice(t *testing.T) {
 		{name: "zone hints: several zones", endpoints: []discoveryv1.Endpoint{zones(pod(a, "rs"), []string{"z2", "z1"}), zones(pod(b, "rs"), z2)}, usable: a, serving: a + " " + b},
 		{name: "node hints before zone hints", endpoints: []discoveryv1.Endpoint{hinted(pod(a, "rs"), n1, z1), hinted(pod(b, "rs"), n2, z1)}, usable: a, serving: a + " " + b},
 		{name: "node hints: none for us, zone hints", endpoints: []discoveryv1.Endpoint{hinted(pod(a, "rs"), n2, z1), hinted(pod(b, "rs"), n2, z2)}, usable: a, serving: a + " " + b},
-		{name: "node hints: one missing, zone hints", endpoints: []discoveryv1.Endpoint{hinted(pod(a, "rs"), nil, z2), hinted(pod(b, "rs"), n1, z1)}, usable: b, serving: a + " " + b},
+		{name: "node hints: one missing, zone hints", endpoints: []discoveryv1.Endpoint{hinted(pod(a, "rs"), nil, z1), hinted(pod(b, "rs"), n1, z1), hinted(pod(c, "rs"), n1, z2)}, usable: a + " " + b, serving: a + " " + b + " " + c},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newService("web", []string{"198.19.0.1"}, tcp("http", 80))

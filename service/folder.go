@@ -73,6 +73,7 @@ type Status struct {
 	Generation     uint32    // of the Snapshot that serves
 	Changed        time.Time // when that was published
 	Read           time.Time // when the folder was last read and found good
+	Checked        time.Time // when it was last read
 	Err            error     // why the folder is not good now; nil if it is
 	Report         *Report   // what of the good state is not used
 }
@@ -165,7 +166,7 @@ func (f *Folder) refresh() []*Problem {
 		problems = []*Problem{{File: f.dir, Text: "not watched: " + watchErr.Error()}}
 	}
 	f.mu.Lock()
-	f.status.Err = joinProblems(problems)
+	f.status.Err, f.status.Checked = joinProblems(problems), time.Now()
 	f.mu.Unlock()
 	return problems
 }

@@ -101,6 +101,20 @@ func TestSnapshotShares(t *testing.T) {
 	}
 }
 
+// TestActionAloneChanges: an endpoint elsewhere stops terminating without getting ready. No list changes, but Drop becomes Reject.
+func TestActionAloneChanges(t *testing.T) {
+	web := newService("web", []string{"198.19.0.1"}, tcp("http", 80))
+	policy := corev1.ServiceInternalTrafficPolicyLocal
+	web.Spec.InternalTrafficPolicy = &policy
+	slice := newSlice("web-1", "web", http(8080), on("n2", pod("198.18.0.1", "st")))
+	first, _ := Build(&Config{NodeName: "n1"}, nil, []*corev1.Service{web}, []*discoveryv1.EndpointSlice{slice})
+	*slice.Endpoints[0].Conditions.Terminating = false
+	second, _ := Build(&Config{NodeName: "n1"}, first, []*corev1.Service{web}, []*discoveryv1.EndpointSlice{slice})
+	if a, b := first.ServicePorts()[0].Action, second.ServicePorts()[0].Action; a != Drop || b != Reject {
+		t.Errorf("%v, then %v", a, b)
+	}
+}
+
 func TestGenerationIsNeverZero(t *testing.T) {
 	services, endpointSlices := twoServices()
 	last := &Snapshot{Generation: math.MaxUint32}
