@@ -64,33 +64,30 @@ func totalLen(descs []xsk.Desc) (n uint64) {
 	return n
 }
 
-// parse finds the frames in the umem and parses each once.
+// parse finds the frames in the umem, parses each once, and notes the tuples of
+// those that it understood.
 func (w *worker) parse() {
-	b := &w.b
-	for i := range b.n {
-		b.frames[i] = w.d.umem.Frame(b.descs[i].Addr, b.descs[i].Len)
-		if b.frames[i] == nil {
-			b.parsed[i] = nat.ShortFrame
-			continue
-		}
-		b.parsed[i] = b.packets[i].Parse(b.frames[i])
-	}
-}
-
-// lookup asks the flow table for all parsed frames at once.
-func (w *worker) lookup() {
 	b := &w.b
 	n := 0
 	for i := range b.n {
-		if b.parsed[i] != nat.OK {
+		d := &b.descs[i]
+		frame := w.d.umem.Frame(d.Addr, d.Len)
+		b.frames[i] = frame
+		p := &b.packets[i]
+		if b.parsed[i] = p.Parse(frame); b.parsed[i] != nat.OK {
 			continue
 		}
-		p := &b.packets[i]
 		t := &b.tuples[n]
 		t.Src, t.Dst, t.SrcPort, t.DstPort, t.Proto = p.Src, p.Dst, p.SrcPort, p.DstPort, p.Proto
 		n++
 	}
-	w.d.table.LookupBatch(b.tuples[:n], b.hashes[:n], b.refs[:n])
+	b.found = n
+}
+
+// lookup asks the flow table for all tuples at once.
+func (w *worker) lookup() {
+	b := &w.b
+	w.d.table.LookupBatch(b.tuples[:b.found], b.hashes[:b.found], b.refs[:b.found])
 }
 
 // decide ends every frame of the batch: each goes into an outbox, or back to

@@ -69,6 +69,7 @@ type batch struct {
 	parsed  [batchSize]nat.Reason
 	packets [batchSize]nat.Packet
 	// The tuples of the frames that were parsed, in their order.
+	found  int
 	tuples [batchSize]flowtable.Tuple
 	hashes [batchSize]uint64
 	refs   [batchSize]flowtable.Ref
