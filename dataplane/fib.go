@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -81,6 +82,9 @@ type fib struct {
 	routes     map[int]map[[16]byte]route
 	neighbours map[neighbourKey]neighbour
 	devices    map[int]device
+	// node4 and node6 are addresses of the node's own, zero if it has none: the
+	// source that a pod sees that talks to itself through a Service.
+	node4, node6 [16]byte
 }
 
 // lookup is the longest-prefix match of a.
@@ -135,6 +139,7 @@ func newFIB(links []netlink.Link, local, mainTable []netlink.Route, neighs []net
 	for _, r := range local {
 		f.add(r, true)
 	}
+	f.chooseNodeAddresses(local)
 	for _, r := range mainTable {
 		f.add(r, false)
 	}
@@ -210,6 +215,39 @@ func (f *fib) add(r netlink.Route, local bool) {
 		return
 	}
 	m[prefix] = e
+}
+
+// chooseNodeAddresses takes, of the addresses that other hosts could know the node
+// by, those on the device with the lowest index, and of these the lowest: any would
+// do, as long as it stays the same.
+func (f *fib) chooseNodeAddresses(local []netlink.Route) {
+	from4, from6 := 0, 0
+	for _, r := range local {
+		if r.Type != unix.RTN_LOCAL || r.Dst == nil {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(r.Dst.IP)
+		if ones, bits := r.Dst.Mask.Size(); !ok || ones != bits || !a.Unmap().IsGlobalUnicast() {
+			continue
+		}
+		best, from := &f.node6, &from6
+		if a.Unmap().Is4() {
+			best, from = &f.node4, &from4
+		}
+		b := a.As16()
+		if *from == 0 || r.LinkIndex < *from || r.LinkIndex == *from && bytes.Compare(b[:], best[:]) < 0 {
+			*best, *from = b, r.LinkIndex
+		}
+	}
+}
+
+// nodeAddress is the node's own address of the family of like, zero if there is
+// none.
+func (f *fib) nodeAddress(like *[16]byte) [16]byte {
+	if isIPv4(like) {
+		return f.node4
+	}
+	return f.node6
 }
 
 // addrOf maps a net.IP to the 16 bytes that addresses have everywhere here.

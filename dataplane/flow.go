@@ -107,11 +107,17 @@ func (w *worker) first(i int) {
 		w.reject(i, NoEndpoints)
 		return
 	}
-	if be.Addr == p.Src {
-		w.giveBack(i, HairpinToSelf)
-		return
-	}
 	e := w.d.egress
+	source := p.Src
+	if be.Addr == p.Src {
+		// A pod that reaches itself must see a source that is not its own,
+		// or it would answer itself past us (RFC 4787 REQ-9a). The node's
+		// address is what the kernel's masquerade would show it.
+		if source = e.fib.Load().nodeAddress(&p.Src); source == ([16]byte{}) {
+			w.giveBack(i, HairpinToSelf)
+			return
+		}
+	}
 	forward := e.adj.number(be.Addr, w.resolve)
 	if a := e.adj.at(forward); a == nil || a.path != pathServed && a.path != pathLocal {
 		w.giveBack(i, UnservedPath)
@@ -121,7 +127,7 @@ func (w *worker) first(i int) {
 		Client: p.Src, ClientPort: p.SrcPort,
 		Frontend: p.Dst, FrontendPort: p.DstPort,
 		Backend: be.Addr, BackendPort: be.Port,
-		Source: p.Src, SourcePort: p.SrcPort,
+		Source: source, SourcePort: p.SrcPort,
 		Proto: p.Proto, Generation: s.Generation,
 		ForwardAdj: forward, ReplyAdj: e.adj.number(p.Src, w.resolve),
 	}

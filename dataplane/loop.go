@@ -28,6 +28,9 @@ func (w *worker) serve(q *queue) bool {
 	if !w.receive(q) {
 		return false
 	}
+	// After the receive: a frame is never older than the snapshot that had the
+	// classifier send it here.
+	w.snapshot = w.d.snapshot.Load()
 	w.process()
 	w.flush()
 	w.batches++

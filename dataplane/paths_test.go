@@ -99,6 +99,86 @@ func TestCompleteChecksums(t *testing.T) {
 	}
 }
 
+// TestHairpin: a pod that reaches itself through its own Service sees the node as
+// its client, and the ClusterIP as its server.
+func TestHairpin(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	client := b.Clients[0]
+	tcp, udp := client.EchoOn(8080)
+	var self []netip.AddrPort
+	for _, f := range netlab.Families {
+		self = append(self, client.AddrPort(f, 8080))
+	}
+	b.publish(testService{name: "self", number: 12, port: 80, backends: self})
+	b.exchanges(12, 80, 100)
+	for _, s := range []*netlab.EchoServer{tcp, udp} {
+		for _, p := range s.Peers() {
+			if a := p.Addr().Unmap(); a != netlab.NodeAddr(netlab.IPv4, 1) && a != netlab.NodeAddr(netlab.IPv6, 1) {
+				t.Errorf("%s saw %s, want the node's address", s.Addr(), p)
+			}
+		}
+	}
+	if s := b.settle(); s.Verdict(Returned) != 0 || s.Verdict(Dropped) != 0 {
+		t.Errorf("returned %d, dropped %d, want none", s.Verdict(Returned), s.Verdict(Dropped))
+	}
+}
+
+// TestCollisions: one client port to two ClusterIPs that share a backend. The
+// backend sees two ports, the client gets each answer from where it asked.
+func TestCollisions(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	tcp, udp := b.Backends[0].EchoOn(8080)
+	var one []netip.AddrPort
+	for _, f := range netlab.Families {
+		one = append(one, b.Backends[0].AddrPort(f, 8080))
+	}
+	b.publish(testService{name: "a", number: 13, port: 80, backends: one}, testService{name: "b", number: 14, port: 80, backends: one})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client := b.Clients[0]
+	for i := range 100 {
+		for _, f := range netlab.Families {
+			for _, network := range []string{"tcp", "udp"} {
+				from := client.AddrPort(f, uint16(20000+i))
+				var conns []*stream
+				for _, number := range []int{13, 14} {
+					c, err := client.DialFrom(ctx, network, from, netip.AddrPortFrom(netlab.ClusterIP(f, number), 80))
+					if err != nil {
+						t.Fatalf("%s %s from port %d to service %d: %v", f, network, from.Port(), number, err)
+					}
+					conns = append(conns, &stream{Conn: c})
+				}
+				for range 2 {
+					for n, c := range conns {
+						if err := c.ping(); err != nil {
+							t.Fatalf("%s %s from port %d, connection %d: %v", f, network, from.Port(), n, err)
+						}
+					}
+				}
+				for _, c := range conns {
+					c.Close()
+				}
+			}
+		}
+	}
+	for _, s := range []*netlab.EchoServer{tcp, udp} {
+		own, other := 0, 0
+		for _, p := range s.Peers() {
+			if p.Port() >= 20000 && p.Port() < 20100 {
+				own++
+			} else {
+				other++
+				if p.Port() < 1024 {
+					t.Errorf("%s saw port %d: another class than the client's", s.Addr(), p.Port())
+				}
+			}
+		}
+		if own == 0 || other == 0 {
+			t.Errorf("%s saw %d peers on their own port and %d on another, want both", s.Addr(), own, other)
+		}
+	}
+}
+
 // TestUnknownNeighbour: what has no link-layer address yet goes by the return
 // port, and the kernel asks; then the way is direct.
 func TestUnknownNeighbour(t *testing.T) {

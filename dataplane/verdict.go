@@ -44,7 +44,7 @@ const (
 	NotServed      // neither a frontend's address nor a flow's tuple (any more)
 	TTLExceeded    // the kernel answers it
 	UnservedPath   // the backend's replies would not come back through a port
-	HairpinToSelf  // the backend is the client
+	HairpinToSelf  // the backend is the client, and the node has no address to show it
 	TableFull      // no room for the flow
 	NoFreePort     // every source port tried collides at the backend
 	NoEndpoints    // rejected: no usable endpoint anywhere

@@ -198,7 +198,6 @@ func (w *worker) pass() bool {
 		w.beat()
 	}
 	w.tick = flowtable.TickOf(w.now)
-	w.snapshot = w.d.snapshot.Load()
 	had := false
 	for _, q := range w.queues {
 		if w.serve(q) {

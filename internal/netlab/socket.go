@@ -4,9 +4,13 @@ package netlab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Dial connects from the namespace, like net.Dialer's DialContext: network is "tcp" or "udp". Addresses are literal,
@@ -15,11 +19,16 @@ func (n *Namespace) Dial(ctx context.Context, network string, remote netip.AddrP
 	return n.dial(ctx, &net.Dialer{}, network, remote)
 }
 
-// DialFrom is Dial from a given local address and port; a zero port is the kernel's choice.
+// DialFrom is Dial from a given local address and port; a zero port is the kernel's choice. One port may be used towards
+// several remotes at once.
 func (n *Namespace) DialFrom(ctx context.Context, network string, local, remote netip.AddrPort) (net.Conn, error) {
 	d := &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(local)}
 	if network == "udp" {
 		d.LocalAddr = net.UDPAddrFromAddrPort(local)
+	}
+	d.Control = func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		return errors.Join(cerr, err)
 	}
 	return n.dial(ctx, d, network, remote)
 }
