@@ -49,7 +49,7 @@ func TestInlining(t *testing.T) {
 	}
 	for _, name := range []string{
 		"(*Table).Adjacency", "(*Table).SetAdjacency", "(*Table).Generation", "(*Table).SetGeneration", "(*Table).Closing",
-		"TickOf", "(*Table).pair", "tagOf", "round", "State.after", "portsOf",
+		"TickOf", "(*Table).pair", "tagOf", "round", "State.steady", "portsOf",
 	} {
 		if !strings.Contains(string(out), "can inline "+name+"\n") {
 			t.Errorf("%s is not inlined", name)

@@ -50,12 +50,12 @@ func (s State) class(proto uint8) class {
 		return stream
 	case s.closing():
 		return tcpClosing
-	case s&Established == 0:
-		return tcpOpening
-	case s&(FinForward|FinReply) != 0:
+	case s&(FinForward|FinReply) != 0 && s&Replied != 0:
 		return tcpCloseWait
+	case s&Established != 0:
+		return tcpEstablished
 	}
-	return tcpEstablished
+	return tcpOpening
 }
 
 // ticks validates the timeouts and returns them by class.

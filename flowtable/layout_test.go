@@ -37,8 +37,8 @@ func TestRecordBytes(tt *testing.T) {
 	if res != Inserted {
 		tt.Fatal(res)
 	}
-	t.Touch(ref.Record, Forward, 0xe1e2e3e4, tcpSYN)
-	t.Touch(ref.Record, Forward, 0xe1e2e3e4, tcpSYN)
+	t.Touch(ref.Record, Forward, 0xe1e2e3e4, 0)
+	t.Touch(ref.Record, Forward, 0xe1e2e3e4, 0)
 	t.Touch(ref.Record, Reply, 0xf1f2f3f4, tcpSYN|tcpACK)
 
 	le := binary.LittleEndian
