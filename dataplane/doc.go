@@ -15,7 +15,8 @@
 //	egress.go      which follows the kernel's routes, neighbours and links (fib.go)
 //	returnport.go  the veth pair through which the node's kernel gets frames, and gives them
 //	maintain.go    ages flows, and lets removed records be used again
-//	dataplane.go   puts all of this in place, and takes it away
+//	open.go        puts all of this in place
+//	dataplane.go   runs it, publishes Services to it, and takes it away
 //
 // # Who owns what
 //
