@@ -3,6 +3,8 @@ package dataplane
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/sluice-net/sluice/nat"
 )
 
 // An adjacency is how a packet for one destination address leaves the node.
@@ -17,6 +19,12 @@ type adjacency struct {
 	ifindex  int // the kernel's device towards addr, 0 none
 	stale    bool
 }
+
+// noAdjacency is for destinations that found no number: the return port.
+var noAdjacency adjacency
+
+// exceeds reports whether the packet's TTL ends on the way that a is.
+func (a *adjacency) exceeds(p *nat.Packet) bool { return p.TTL <= 1 && a.path != pathLocal }
 
 // path says where the kernel's route to an address leads, and so where
 // packets from that address would come from.

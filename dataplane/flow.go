@@ -3,6 +3,7 @@ package dataplane
 import (
 	"math/bits"
 
+	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/nat"
 	"github.com/sluice-net/sluice/service"
@@ -26,24 +27,28 @@ const (
 // at the backend.
 const portTries = 16
 
-// known ends frame i, whose tuple is in the flow table.
-func (w *worker) known(i int, ref flowtable.Ref) {
+// flow finds what frame i belongs to: ref as the table found it, if that flow goes
+// on, or the flow that begins with this frame. The zero Ref means that the frame has
+// ended, and w.ended says why.
+func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
+	if ref.Record == 0 {
+		return w.first(i)
+	}
+	if ref.Direction == flowtable.Reply {
+		return ref
+	}
 	p := &w.b.packets[i]
 	t := w.d.table
-	if ref.Direction == flowtable.Forward {
-		if s := w.snapshot; s != nil && t.Generation(ref.Record) != s.Generation && !w.recheck(i, ref, s) {
-			w.first(i)
-			return
-		}
-		// A new connection on the tuple of one that is over starts anew:
-		// its backend may be gone, and is at the least another choice.
-		if p.Proto == protoTCP && p.TCPFlags&(flagSYN|flagACK) == flagSYN && t.Closing(ref.Record) {
-			t.Remove(ref.Record)
-			w.first(i)
-			return
-		}
+	if s := w.snapshot; s != nil && t.Generation(ref.Record) != s.Generation && !w.recheck(i, ref, s) {
+		return w.first(i)
 	}
-	w.translate(i, ref)
+	// A new connection on the tuple of one that is over starts anew: its
+	// backend may be gone, and is at the least another choice.
+	if p.Proto == protoTCP && p.TCPFlags&(flagSYN|flagACK) == flagSYN && t.Closing(ref.Record) {
+		t.Remove(ref.Record)
+		return w.first(i)
+	}
+	return ref
 }
 
 // recheck binds a flow to a newer snapshot. It reports false when the flow has
@@ -67,45 +72,46 @@ func (w *worker) recheck(i int, ref flowtable.Ref, s *service.Snapshot) bool {
 	return true
 }
 
-// first ends frame i, which is of no known flow.
-func (w *worker) first(i int) {
+// first selects a backend for frame i, which is of no known flow, and inserts the
+// flow; or it ends the frame, as flow says.
+func (w *worker) first(i int) (none flowtable.Ref) {
 	p := &w.b.packets[i]
 	s := w.snapshot
 	if s == nil {
 		w.giveBack(i, NoSnapshot)
-		return
+		return none
 	}
 	fe := service.Frontend{Addr: p.Dst, Port: p.DstPort, Proto: p.Proto}
 	sp := s.Lookup(&fe)
 	if sp == nil && !s.Serves(p.Dst) {
 		w.giveBack(i, NotServed)
-		return
+		return none
 	}
 	if !w.believes(i) {
 		w.drop(i, SpoofedSource)
-		return
+		return none
 	}
 	switch {
 	case sp == nil:
 		w.reject(i, UnknownPort)
-		return
+		return none
 	case sp.Action == service.Reject:
 		w.reject(i, NoEndpoints)
-		return
+		return none
 	case sp.Action == service.Drop:
 		w.drop(i, NoLocal)
-		return
+		return none
 	}
 	// In front of the kernel's own rules a connection in mid-stream that is
 	// not in the table is the kernel's, or nobody's.
 	if w.d.cfg.Mode == ModeFront && p.Proto == protoTCP && p.TCPFlags&(flagSYN|flagACK|flagRST|flagFIN) != flagSYN {
 		w.giveBack(i, NotServed)
-		return
+		return none
 	}
 	be := sp.Select(p.Src, p.SrcPort, &fe, w.random())
 	if be == nil {
 		w.reject(i, NoEndpoints)
-		return
+		return none
 	}
 	e := w.d.egress
 	source := p.Src
@@ -115,13 +121,13 @@ func (w *worker) first(i int) {
 		// address is what the kernel's masquerade would show it.
 		if source = e.fib.Load().nodeAddress(&p.Src); source == ([16]byte{}) {
 			w.giveBack(i, HairpinToSelf)
-			return
+			return none
 		}
 	}
 	forward := e.adj.number(be.Addr, w.resolve)
 	if a := e.adj.at(forward); a == nil || a.path != pathServed && a.path != pathLocal {
 		w.giveBack(i, UnservedPath)
-		return
+		return none
 	}
 	f := flowtable.Flow{
 		Client: p.Src, ClientPort: p.SrcPort,
@@ -137,15 +143,15 @@ func (w *worker) first(i int) {
 		case flowtable.Inserted, flowtable.Exists:
 			// Exists: another frame of the flow was first, and its
 			// choice of backend holds.
-			w.translate(i, ref)
-			return
+			return ref
 		case flowtable.Full:
 			w.giveBack(i, TableFull)
-			return
+			return none
 		}
 		f.SourcePort = w.randomPort(p.SrcPort)
 	}
 	w.giveBack(i, NoFreePort)
+	return none
 }
 
 // randomPort is an unpredictable port of the same class as like: RFC 4787
@@ -167,23 +173,13 @@ func (w *worker) believes(i int) bool {
 // translate rewrites frame i as its flow has it and sends it on.
 func (w *worker) translate(i int, ref flowtable.Ref) {
 	b, t := &w.b, w.d.table
-	p := &b.packets[i]
+	p, frame := &b.packets[i], b.frames[i]
 	t.Target(ref, &w.target)
-	n := t.Adjacency(ref.Record, ref.Direction)
-	a := w.d.egress.adj.at(n)
-	if a == nil || a.addr != w.target.Dst {
-		// An adopted flow, or one whose number was collected.
-		if n = w.d.egress.adj.number(w.target.Dst, w.resolve); n != 0 {
-			t.SetAdjacency(ref.Record, ref.Direction, n)
-		}
-		a = w.d.egress.adj.at(n)
-	}
-	direct := a != nil && a.port != nil && int(p.End-p.L3) <= a.mtu
-	if p.TTL <= 1 && (a == nil || a.path != pathLocal) {
+	a := w.adjacent(ref)
+	if a.exceeds(p) {
 		w.giveBack(i, TTLExceeded)
 		return
 	}
-	frame := b.frames[i]
 	if w.in.port.partial {
 		p.DetectPartial(frame)
 	}
@@ -193,28 +189,58 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 	if ref.Direction == flowtable.Reply {
 		reason = ReplyDirect
 	}
-	if direct {
+	w.forward(&b.descs[i], frame, p, a, reason)
+}
+
+// adjacent is the way out for one direction of a flow, to w.target.Dst.
+func (w *worker) adjacent(ref flowtable.Ref) *adjacency {
+	t, adj := w.d.table, w.d.egress.adj
+	a := adj.at(t.Adjacency(ref.Record, ref.Direction))
+	if a == nil || a.addr != w.target.Dst {
+		// An adopted flow, or one whose number was collected.
+		n := adj.number(w.target.Dst, w.resolve)
+		if n != 0 {
+			t.SetAdjacency(ref.Record, ref.Direction, n)
+		}
+		if a = adj.at(n); a == nil {
+			a = &noAdjacency
+		}
+	}
+	return a
+}
+
+// forward sends a translated frame on: by the direct port of a, if it has one and
+// the packet fits, else by the return port, for the reason that follows direct.
+func (w *worker) forward(d *xsk.Desc, frame []byte, p *nat.Packet, a *adjacency, direct Reason) {
+	if a.port != nil && int(p.End-p.L3) <= a.mtu {
 		p.DecrementTTL(frame)
-		w.send(i, a.port, &a.dst, &a.src, reason)
+		w.send(d, frame, p, a.port, &a.dst, &a.src, direct)
 		return
 	}
 	ret := w.d.returnPort
-	w.send(i, ret, &ret.outerMAC, &macTranslated, reason+1)
+	w.send(d, frame, p, ret, &ret.outerMAC, &macTranslated, direct+1)
 }
 
 // giveBack ends frame i with the node's kernel, unchanged, as if it came off a
 // wire.
 func (w *worker) giveBack(i int, reason Reason) {
+	b := &w.b
+	w.handBack(&b.descs[i], b.frames[i], &b.packets[i], b.parsed[i], w.in.port, reason)
+}
+
+// handBack is giveBack for a frame that came in by port in. What came from the
+// node's kernel is dropped: it would be sent here again.
+func (w *worker) handBack(d *xsk.Desc, frame []byte, p *nat.Packet, parsed nat.Reason, in *port, reason Reason) {
 	ret := w.d.returnPort
-	p := &w.b.packets[i]
-	if w.in.port == ret && (w.snapshot == nil || w.snapshot.Serves(p.Dst)) {
-		w.drop(i, ReturnLoop)
+	if in == ret {
+		w.end(ReturnLoop)
+		w.cache.Put(d.Addr)
 		return
 	}
-	if w.in.port.partial && w.b.parsed[i] == nat.OK {
-		p.DetectPartial(w.b.frames[i])
+	if in.partial && parsed == nat.OK {
+		p.DetectPartial(frame)
 	}
-	w.send(i, ret, &ret.outerMAC, &macReturned, reason)
+	w.send(d, frame, p, ret, &ret.outerMAC, &macReturned, reason)
 }
 
 // reject answers frame i with port unreachable, from the address that it asked
@@ -243,22 +269,19 @@ func (w *worker) reject(i int, reason Reason) {
 		return
 	}
 	w.free(i)
-	// The answer takes the frame's place in the batch.
-	b.descs[i].Addr = addr
-	b.frames[i] = answer[:n]
-	client := p.Src
-	*p = nat.Packet{L3: p.L3, End: uint16(n)}
-	if a := w.d.egress.adj.at(w.d.egress.adj.number(client, w.resolve)); a != nil && a.port != nil {
-		w.send(i, a.port, &a.dst, &a.src, reason)
+	d := xsk.Desc{Addr: addr}
+	sent := nat.Packet{L3: p.L3, End: uint16(n)}
+	if a := w.d.egress.adj.at(w.d.egress.adj.number(p.Src, w.resolve)); a != nil && a.port != nil {
+		w.send(&d, answer, &sent, a.port, &a.dst, &a.src, reason)
 		return
 	}
 	ret := w.d.returnPort
-	w.send(i, ret, &ret.outerMAC, &macTranslated, reason)
+	w.send(&d, answer, &sent, ret, &ret.outerMAC, &macTranslated, reason)
 }
 
 // drop ends frame i.
 func (w *worker) drop(i int, reason Reason) {
-	w.count(reason)
+	w.end(reason)
 	w.free(i)
 }
 

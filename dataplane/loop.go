@@ -102,7 +102,7 @@ func (w *worker) decide() {
 	for i := range b.n {
 		switch {
 		case b.frames[i] == nil:
-			w.count(BadDescriptor)
+			w.end(BadDescriptor)
 		case b.parsed[i] == nat.BadTCPFlags && w.isReply(i):
 			w.drop(i, InvalidReply)
 		case b.parsed[i] != nat.OK:
@@ -110,13 +110,12 @@ func (w *worker) decide() {
 		default:
 			ref := b.refs[k]
 			k++
-			switch {
-			case hw != 0 && stationOf(b.frames[i]) != hw:
+			if hw != 0 && stationOf(b.frames[i]) != hw {
 				w.drop(i, OtherHost)
-			case ref.Record != 0:
-				w.known(i, ref)
-			default:
-				w.first(i)
+				continue
+			}
+			if ref = w.flow(i, ref); ref.Record != 0 {
+				w.translate(i, ref)
 			}
 		}
 	}
@@ -130,36 +129,35 @@ func (w *worker) isReply(i int) bool {
 	return ref.Record != 0 && ref.Direction == flowtable.Reply
 }
 
-// send counts frame i and puts it into the outbox of port p under new
-// link-layer addresses.
-func (w *worker) send(i int, p *port, dst, src *[6]byte, reason Reason) {
-	b := &w.b
-	pkt, frame := &b.packets[i], b.frames[i]
-	d := b.descs[i]
+// send ends a frame in the outbox of port out, under new link-layer addresses. Of a
+// frame that was parsed, padding stays behind, and so do VLAN tags: the way on is
+// another device's, and the kernel's where that is a VLAN's.
+func (w *worker) send(d *xsk.Desc, frame []byte, p *nat.Packet, out *port, dst, src *[6]byte, reason Reason) {
 	d.Options = 0
-	if b.parsed[i] == nat.OK {
-		// Padding stays behind, and so do VLAN tags: the way on is
-		// another device's, and the kernel's where that is a VLAN's.
-		start := pkt.L3 - etherLen
+	if p.End != 0 {
+		start := p.L3 - etherLen
 		if start > 0 {
-			copy(frame[start+12:], frame[pkt.L3-2:pkt.L3])
+			copy(frame[start+12:], frame[p.L3-2:p.L3])
 		}
-		frame = frame[start:pkt.End]
+		frame = frame[start:p.End]
 		d.Addr += uint64(start)
 		d.Len = uint32(len(frame))
-		if pkt.Partial {
-			from, offset := pkt.ChecksumOffsets()
-			w.d.umem.RequestChecksum(&d, from-start, offset)
+		if p.Partial {
+			from, offset := p.ChecksumOffsets()
+			w.d.umem.RequestChecksum(d, from-start, offset)
 		}
 	}
 	copy(frame[0:6], dst[:])
 	copy(frame[6:12], src[:])
-	w.count(reason)
-	o := &w.out[p.slot]
-	if o.n == 0 {
-		w.touched = append(w.touched, p.slot)
+	w.end(reason)
+	o := &w.out[out.slot]
+	switch o.n {
+	case 0:
+		w.touched = append(w.touched, out.slot)
+	case len(o.descs):
+		w.transmit(out, o) // more than a batch: fragments that had waited
 	}
-	o.descs[o.n], o.reasons[o.n] = d, reason
+	o.descs[o.n], o.reasons[o.n] = *d, reason
 	o.n++
 }
 
@@ -193,7 +191,7 @@ func (w *worker) transmit(p *port, o *outbox) {
 	q.sentBytes.Add(totalLen(o.descs[:n]))
 	for i := n; i < o.n; i++ {
 		w.counts[o.reasons[i]]--
-		w.count(TxFull)
+		w.end(TxFull)
 		w.cache.Put(o.descs[i].Addr)
 	}
 	o.n = 0

@@ -104,6 +104,7 @@ type worker struct {
 	resolve  func([16]byte) *adjacency
 
 	counts   [numReasons]uint64
+	ended    Reason // of the last frame
 	received uint64
 	batches  uint64
 	sleeps   uint64
@@ -256,8 +257,11 @@ func (w *worker) quiet(seen uint64) bool {
 	return t&1 == 1 || t != seen
 }
 
-// count adds one frame to a reason.
-func (w *worker) count(r Reason) { w.counts[r]++ }
+// end counts the end of one frame.
+func (w *worker) end(r Reason) {
+	w.counts[r]++
+	w.ended = r
+}
 
 // stack is the stack of a worker that panicked.
 func stack() []byte {
