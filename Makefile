@@ -27,6 +27,15 @@ test: ## Run every unit and lab test with the race detector (root, gcc).
 bench: ## Run the micro-benchmarks: parse, lookup, rewrite and the whole user-side path.
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./nat ./flowtable ./service ./dataplane/...
 
+.PHONY: model
+model: ## Check the flow table's protocol in every interleaving, and 10^4 histories of its code.
+	SLUICE_HISTORIES=10000 $(GO) test -count 1 -run '^TestLinearizable' ./flowtable
+	$(GO) run ./flowtable/model
+
+.PHONY: bench-flowtable
+bench-flowtable: ## Run the flow table beside a Go map, sync.Map, xsync and a BPF hash map (root, 10 GiB, an hour).
+	$(GO) test -run '^$$' -bench '^BenchmarkPeers' -timeout 3h $(TESTFLAGS) ./flowtable
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck.
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt would change: $$out"; exit 1; }
