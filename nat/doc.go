@@ -12,7 +12,16 @@
 //	p.DecrementTTL(frame)             // as a router does
 //	p.Rewrite(frame, &endpoints)      // addresses, ports, checksums
 //	p.ChecksumOffsets()               // for transmit metadata, if p.Partial
-//	nat.BuildUnreachable(dst, frame, &p, from)
+//
+// What Parse names and leaves goes on, for a caller who wants it, with one more
+// parser and the rewriting that belongs to it:
+//
+//	SCTP          p.ParseSCTP(frame)   then as above
+//	ICMP, ICMPv6  q.Parse(frame, &p)   p.RewriteError(frame, &q, src, dst, &inner)
+//	Fragment      f.Parse(frame, &p)   p.RewriteFragment(frame, &f, &endpoints)
+//
+// What goes no further is answered from the frame as it came: BuildUnreachable,
+// BuildTimeExceeded, BuildTooBig, BuildReset.
 //
 // Packet holds offsets into one frame and belongs, with the frame, to the worker
 // that received it. It stays true of the frame through Rewrite and DecrementTTL, so
@@ -34,19 +43,26 @@
 //     router must act on;
 //   - IPv6: payload length within the frame, at most eight extension headers, each
 //     within the packet, hop-by-hop only first and without anything for a router to do,
-//     routing only at its end, no fragment, security or unknown header;
+//     routing only at its end, no security or unknown header;
 //   - a source that a router forwards, and no IPv4-mapped address in an IPv6 packet,
 //     which would pass for IPv4 further on;
 //   - TCP: the header whole, the data offset within the packet, flags that connection
-//     tracking takes for valid; UDP: a length that is exactly the IP payload's.
+//     tracking takes for valid; UDP: a length that is exactly the IP payload's; SCTP:
+//     chunks within the packet, and in an order that connection tracking takes for
+//     valid;
+//   - an ICMP error: a right checksum; in its quote a whole and right IP header, no
+//     later fragment, no error, the ports; and the way back to the quoted source;
+//   - a fragment: a length that others can join, below 64 KiB; the first with the whole
+//     transport header, and no later one over it.
 //
 // Bytes behind the IP packet are padding and legal. Verifying the IPv4 header
 // checksum costs less than a nanosecond, since its words are loaded anyway, and an
 // incremental update must not lend a broken header a second life.
 //
 // Not checked: the transport checksum (that is the receiver's, and an update leaves
-// it as right or wrong as it was), TCP options, ports of zero, and whether the
-// destination MAC is the node's own, which this package cannot know.
+// it as right or wrong as it was, SCTP's CRC too), TCP options, ports of zero, whether
+// fragments overlap, and whether the destination MAC is the node's own, which this
+// package cannot know.
 //
 // # Reasons
 //
@@ -68,19 +84,29 @@
 //	routing_header          has a source route that goes on
 //	martian_source          comes from a source that no router forwards
 //	mapped_address          is IPv6 with an IPv4-mapped address
-//	fragment                is a fragment, be it the only one
-//	icmp                    carries ICMP
-//	icmpv6                  carries ICMPv6
-//	sctp                    carries SCTP
+//	fragment                is a fragment, be it the only one (Piece.Parse)
+//	icmp                    carries ICMP (Quote.Parse)
+//	icmpv6                  carries ICMPv6 (Quote.Parse)
+//	sctp                    carries SCTP (ParseSCTP)
 //	other_protocol          carries something else, or hides it
-//	short_transport_header  ends inside the TCP or UDP header
+//	short_transport_header  ends inside the transport header
 //	bad_data_offset         has a TCP data offset below 5 or past the packet
 //	bad_udp_length          has a UDP length that is not the IP payload's
 //	bad_tcp_flags           has TCP flags that connection tracking calls invalid
+//	bad_sctp_chunk          has SCTP chunks that connection tracking calls invalid, or that lie
+//	icmp_not_error          is ICMP, but no error about a packet
+//	bad_icmp_checksum       is an ICMP error with a wrong checksum
+//	short_quote             quotes less than eight bytes of the transport header
+//	bad_quote               quotes an IP header that is wrong, or that we never let pass
+//	quoted_fragment         quotes a fragment that is not the first
+//	nested_error            is an error about an error
+//	quoted_protocol         quotes a packet without ports
+//	stray_error             does not go to whom the quoted packet came from
+//	bad_fragment            has a wrong length, ends past 64 KiB, or is cut twice
+//	tiny_fragment           is a first fragment without its transport header, or one inside it
 //
 // # Limits
 //
-// As of now fragments, ICMP errors and SCTP are named and left to the kernel, and of
-// the errors only port unreachable is built. IPv6 home addresses and AH are never
-// understood.
+// IPv6 home addresses and AH are never understood. The first of several fragments of
+// SCTP cannot get another port (RewriteFragment). A quoted SCTP checksum stays as it is.
 package nat

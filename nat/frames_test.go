@@ -44,6 +44,7 @@ func addr(s string) [16]byte { return netip.MustParseAddr(s).As16() }
 type spec struct {
 	ipv6    bool
 	udp     bool
+	sctp    bool     // of which the payload is the chunks, an INIT if there are none
 	tags    []uint16 // VLAN identifiers, outermost first
 	options []byte   // IPv4 options, padded by the caller
 	ext     []ext    // IPv6 extension headers
@@ -64,6 +65,17 @@ type spec struct {
 type ext struct {
 	kind uint8
 	body []byte // all behind the length byte: 6, 14, ... bytes
+}
+
+// proto is the transport protocol.
+func (s spec) proto() uint8 {
+	switch {
+	case s.sctp:
+		return protoSCTP
+	case s.udp:
+		return protoUDP
+	}
+	return protoTCP
 }
 
 func padExt(kind uint8) ext { return ext{kind, []byte{1, 4, 0, 0, 0, 0}} }
@@ -91,6 +103,9 @@ func (s spec) withDefaults() spec {
 	if s.ttl == 0 {
 		s.ttl = 64
 	}
+	if s.sctp && s.payload == nil {
+		s.payload = chunk(1, 16)
+	}
 	return s
 }
 
@@ -103,10 +118,7 @@ func build(tb testing.TB, s spec) []byte {
 	if s.ipv6 {
 		etherType = layers.EthernetTypeIPv6
 	}
-	proto := layers.IPProtocolTCP
-	if s.udp {
-		proto = layers.IPProtocolUDP
-	}
+	proto := layers.IPProtocol(s.proto())
 	eth := &layers.Ethernet{SrcMAC: clientMAC, DstMAC: nodeMAC, EthernetType: etherType}
 	stack := []gopacket.SerializableLayer{eth}
 	for i, id := range s.tags {
@@ -148,7 +160,9 @@ func build(tb testing.TB, s spec) []byte {
 		}
 	}
 	var transport gopacket.SerializableLayer
-	if s.udp {
+	if s.sctp {
+		transport = &layers.SCTP{SrcPort: layers.SCTPPort(s.sport), DstPort: layers.SCTPPort(s.dport)}
+	} else if s.udp {
 		u := &layers.UDP{SrcPort: layers.UDPPort(s.sport), DstPort: layers.UDPPort(s.dport)}
 		_ = u.SetNetworkLayerForChecksum(network)
 		transport = u
@@ -178,7 +192,9 @@ func build(tb testing.TB, s spec) []byte {
 		}
 	}
 	end := l4 + udpLen + len(s.payload)
-	if !s.udp {
+	if s.sctp {
+		end = l4 + sctpLen + len(s.payload)
+	} else if !s.udp {
 		end = l4 + int(frame[l4+12]>>4)*4 + len(s.payload)
 	}
 	frame = frame[:end:end]
@@ -191,17 +207,140 @@ func build(tb testing.TB, s spec) []byte {
 	if s.udp {
 		at = l4 + 6
 	}
+	if s.sctp {
+		at = l4 + 8
+	}
 	check := frame[at : at+2]
 	if s.noChecksum {
 		clear(check)
 	}
-	if s.partial {
+	if s.sctp {
+		check = frame[l4+8 : l4+12]
+		clear(check)
+		if !s.partial {
+			binary.LittleEndian.PutUint32(check, slowCRC(frame[l4:]))
+		}
+	} else if s.partial {
 		binary.BigEndian.PutUint16(check, slowPseudo(s.src, s.dst, uint8(proto), end-l4))
 	}
 	for i := 0; i < s.padding; i++ {
 		frame = append(frame, 0xa5)
 	}
 	return frame
+}
+
+// chunk is an SCTP chunk with so many bytes of value, padded.
+func chunk(kind byte, n int) []byte {
+	b := make([]byte, (4+n+3)&^3)
+	b[0] = kind
+	binary.BigEndian.PutUint16(b[2:], uint16(4+n))
+	for i := range n {
+		b[4+i] = byte(i + 1)
+	}
+	return b
+}
+
+// slowCRC is CRC32c bit by bit (RFC 9260 appendix A), the checksum field being zero.
+func slowCRC(b []byte) uint32 {
+	crc := ^uint32(0)
+	for _, v := range b {
+		crc ^= uint32(v)
+		for range 8 {
+			bit := crc & 1
+			crc >>= 1
+			if bit != 0 {
+				crc ^= 0x82f63b78
+			}
+		}
+	}
+	return ^crc
+}
+
+// errorSpec says what ICMP or ICMPv6 error to build: the frame of base, whose
+// transport is replaced by the message.
+type errorSpec struct {
+	base       spec
+	kind, code uint8
+	info       uint32 // the second word
+	quoted     []byte
+	broken     uint16 // added to the checksum
+}
+
+func buildError(tb testing.TB, e errorSpec) []byte {
+	tb.Helper()
+	e.base.udp, e.base.sctp = true, false
+	e.base.payload = e.quoted
+	e.base = e.base.withDefaults()
+	frame := build(tb, e.base)
+	var p Packet
+	if r := p.Parse(frame); r != OK {
+		tb.Fatalf("building %+v: %v", e, r)
+	}
+	message := frame[p.L4:p.End]
+	message[0], message[1] = e.kind, e.code
+	clear(message[2:4])
+	binary.BigEndian.PutUint32(message[4:], e.info)
+	check := ^slowSum(message)
+	if e.base.ipv6 {
+		check = ^slowTransport(e.base.src, e.base.dst, protoICMPv6, message)
+		at := int(p.L3) + 6
+		if n := len(e.base.ext); n > 0 {
+			at = int(p.L4) - 2 - len(e.base.ext[n-1].body)
+		}
+		frame[at] = protoICMPv6
+	} else {
+		frame[p.L3+9] = protoICMP
+		fixHeader(frame[p.L3:])
+	}
+	binary.BigEndian.PutUint16(message[2:], check+e.broken)
+	return frame
+}
+
+// fragments cuts a frame's packet into pieces of at most so many bytes of data, a
+// multiple of 8. In IPv6 the fragment header stands behind so many of the
+// extension headers.
+func fragments(tb testing.TB, frame []byte, size int, id uint32, behind int) [][]byte {
+	tb.Helper()
+	var p Packet
+	if p.Parse(frame) == SCTP {
+		p.ParseSCTP(frame)
+	}
+	l3, data := int(p.L3), int(p.L4)
+	nextAt := l3 + 6
+	if p.IPv6 {
+		data = l3 + ipv6Len
+		for range behind {
+			nextAt = data
+			data += (int(frame[data+1]) + 1) * 8
+		}
+	}
+	var all [][]byte
+	for offset := 0; data+offset < int(p.End); offset += size {
+		n := min(size, int(p.End)-data-offset)
+		more := data+offset+n < int(p.End)
+		f := bytes.Clone(frame[:data])
+		if p.IPv6 {
+			bits := uint16(offset)
+			if more {
+				bits |= 1
+			}
+			f = append(f, frame[nextAt], 0)
+			f = binary.BigEndian.AppendUint16(f, bits)
+			f = binary.BigEndian.AppendUint32(f, id)
+			f[nextAt] = headerFragment
+		} else {
+			bits := uint16(offset / 8)
+			if more {
+				bits |= 0x2000
+			}
+			binary.BigEndian.PutUint16(f[l3+4:], uint16(id))
+			binary.BigEndian.PutUint16(f[l3+6:], bits)
+		}
+		f = append(f, frame[data+offset:data+offset+n]...)
+		fixLengths(f)
+		all = append(all, f)
+	}
+	return all
 }
 
 // fixHeader makes an IPv4 header's checksum right again.
@@ -339,13 +478,19 @@ func IPv6(checks ...checker) checker {
 		f.l4 = v6.Payload
 		for _, l := range f.packet.Layers() {
 			switch l.LayerType() {
-			case layers.LayerTypeTCP, layers.LayerTypeUDP:
-				f.l4 = append(bytes.Clone(l.LayerContents()), l.LayerPayload()...)
+			case layers.LayerTypeTCP:
 				f.proto = protoTCP
-				if l.LayerType() == layers.LayerTypeUDP {
-					f.proto = protoUDP
-				}
+			case layers.LayerTypeUDP:
+				f.proto = protoUDP
+			case layers.LayerTypeSCTP:
+				f.proto = protoSCTP
+			case layers.LayerTypeICMPv6:
+				f.proto = protoICMPv6
+			default:
+				continue
 			}
+			f.l4 = append(bytes.Clone(l.LayerContents()), l.LayerPayload()...)
+			break
 		}
 		return all(f, checks)
 	}
@@ -377,9 +522,12 @@ func TOS(n uint8) checker {
 	}
 }
 
-// TCP and UDP want that transport, of which the checks hold.
+// TCP, UDP and WithSCTP want that transport, of which the checks hold.
 func TCP(checks ...checker) checker { return transport(protoTCP, layers.LayerTypeTCP, checks) }
 func UDP(checks ...checker) checker { return transport(protoUDP, layers.LayerTypeUDP, checks) }
+func WithSCTP(checks ...checker) checker {
+	return transport(protoSCTP, layers.LayerTypeSCTP, checks)
+}
 
 func transport(proto uint8, kind gopacket.LayerType, checks []checker) checker {
 	return func(f *found) error {
@@ -400,6 +548,11 @@ func DstPort(n uint16) checker {
 
 // ChecksumOK wants a transport checksum that a receiver accepts.
 func ChecksumOK(f *found) error {
+	if f.proto == protoSCTP {
+		b := bytes.Clone(f.l4)
+		clear(b[8:12])
+		return same("CRC", binary.LittleEndian.Uint32(f.l4[8:]), slowCRC(b))
+	}
 	return same("transport sum", slowTransport(f.src, f.dst, f.proto, f.l4), 0xffff)
 }
 
@@ -431,7 +584,10 @@ func checksumField(f *found) uint16 {
 }
 
 // ICMPError wants an ICMP or ICMPv6 error with a right checksum that quotes this.
-func ICMPError(kind, code uint8, quote []byte) checker {
+func ICMPError(kind, code uint8, quote []byte) checker { return ICMPErrorMTU(kind, code, 0, quote) }
+
+// ICMPErrorMTU is the same with this MTU in the second word.
+func ICMPErrorMTU(kind, code uint8, mtu uint32, quote []byte) checker {
 	return func(f *found) error {
 		got := slowSum(f.l4)
 		if f.proto == protoICMPv6 {
@@ -442,7 +598,7 @@ func ICMPError(kind, code uint8, quote []byte) checker {
 		if err := same("ICMP sum", got, 0xffff); err != nil {
 			return err
 		}
-		if err := same("ICMP head", fmt.Sprintf("%x", f.l4[:2])+fmt.Sprintf("%x", f.l4[4:8]), fmt.Sprintf("%02x%02x00000000", kind, code)); err != nil {
+		if err := same("ICMP head", fmt.Sprintf("%x", f.l4[:2])+fmt.Sprintf("%x", f.l4[4:8]), fmt.Sprintf("%02x%02x%08x", kind, code, mtu)); err != nil {
 			return err
 		}
 		return same("quote", fmt.Sprintf("%x", f.l4[8:]), fmt.Sprintf("%x", quote))

@@ -6,8 +6,10 @@ import (
 )
 
 // The order of Parse: Ethernet and its tags, the IP header with its length,
-// checksum, fragment bits and options, then TCP or UDP. Every length is compared
-// once with what holds it; what follows indexes slices cut to that length.
+// checksum and options, then TCP or UDP. Every length is compared once with what
+// holds it; what follows indexes slices cut to that length. What Parse names and
+// leaves goes on in files of its own: SCTP (sctp.go), ICMP errors (quote.go) and
+// fragments (fragment.go).
 
 const (
 	etherLen  = 14
@@ -50,24 +52,34 @@ type Packet struct {
 	SrcPort, DstPort uint16   // host order
 
 	L3  uint16 // offset of the IP header; what stands before is Ethernet and its tags
-	L4  uint16 // offset of the TCP or UDP header
+	L4  uint16 // offset of the transport header
 	End uint16 // offset just past the IP packet; the rest of the frame is padding
 
-	Proto    uint8 // 6 or 17
+	Proto    uint8
 	TTL      uint8 // or hop limit
-	TCPFlags uint8 // byte 13 of the TCP header, 0 for UDP
+	TCPFlags uint8 // byte 13 of the TCP header, otherwise 0
+	Chunk    uint8 // type of the first SCTP chunk, otherwise 0
 	IPv6     bool
 
-	// Partial says that the transport checksum field holds only the pseudo header's
-	// sum, and that a device further on has to finish it. DetectPartial sets it.
+	// Partial says that nobody has computed the transport checksum yet: its field
+	// holds only the pseudo header's sum, or for SCTP nothing. DetectPartial sets it,
+	// and a device further on, or Complete, has to finish it.
 	Partial bool
 }
+
+// leaves has a bit for each reason with which Parse leaves something in p.
+const leaves uint64 = 1<<OK | 1<<BadTCPFlags | 1<<Fragment | 1<<ICMP | 1<<ICMPv6 | 1<<SCTP
 
 // Parse looks at a frame and writes nothing to it. If it answers OK, p describes a
 // TCP or UDP packet that lies in the frame whole, every length of which has been
 // checked. If it answers BadTCPFlags, p is complete too: the caller may look the
-// packet up, and drop what it must not let pass untranslated. On every other
-// answer p is zero.
+// packet up, and drop what it must not let pass untranslated.
+//
+// Four answers name what only those understand who ask further, and leave in p what
+// the IP header says, that is all but ports, flags and chunk: SCTP (ParseSCTP), ICMP
+// and ICMPv6 (Quote.Parse), and Fragment (Piece.Parse). L4 is then where the IP header
+// and its extensions end; for an IPv6 fragment it is the fragment header, and Proto
+// is 44. On every other answer p is zero.
 func (p *Packet) Parse(frame []byte) Reason {
 	*p = Packet{}
 	if len(frame) < etherLen {
@@ -98,7 +110,7 @@ func (p *Packet) Parse(frame []byte) Reason {
 	default:
 		return NotIP
 	}
-	if reason != OK && reason != BadTCPFlags {
+	if reason != OK && leaves>>reason&1 == 0 {
 		*p = Packet{}
 	}
 	return reason
@@ -148,10 +160,6 @@ func (p *Packet) parseIPv4(frame []byte, l3 int) Reason {
 	if fold(check) != 0xffff {
 		return BadHeaderChecksum
 	}
-	// The reserved bit is not looked at: ip_is_fragment does not either.
-	if binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 {
-		return Fragment
-	}
 	if header > ipv4Len {
 		if r := checkOptions(packet[ipv4Len:header]); r != OK {
 			return r
@@ -169,6 +177,10 @@ func (p *Packet) parseIPv4(frame []byte, l3 int) Reason {
 	p.End = uint16(l3 + total)
 	p.TTL = packet[8]
 	p.Proto = packet[9]
+	// The reserved bit is not looked at: ip_is_fragment does not either.
+	if binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 {
+		return Fragment
+	}
 	switch p.Proto {
 	case protoTCP:
 		return p.parseTCP(packet[header:total])
@@ -265,51 +277,9 @@ func (p *Packet) parseIPv6(frame []byte, l3 int) Reason {
 		return MartianSource
 	}
 
-	next := packet[6]
-	offset := ipv6Len
-	for walked := 0; ; walked++ {
-		if next == protoTCP || next == protoUDP {
-			break
-		}
-		switch next {
-		case headerHopByHop, headerRouting, headerDestination:
-		case headerFragment:
-			return Fragment
-		case protoICMPv6:
-			return ICMPv6
-		case protoSCTP:
-			return SCTP
-		default:
-			// Authentication and encryption too: they cover the addresses, or hide the ports.
-			return OtherProtocol
-		}
-		if walked == maxExtensions {
-			return LongChain
-		}
-		if total-offset < 8 {
-			return BadExtension
-		}
-		n := (int(packet[offset+1]) + 1) * 8
-		if n > total-offset {
-			return BadExtension
-		}
-		switch next {
-		case headerHopByHop:
-			// Only directly after the IPv6 header (RFC 8200 section 4.1).
-			if walked > 0 {
-				return BadExtension
-			}
-			if r := checkHopByHop(packet[offset+2 : offset+n]); r != OK {
-				return r
-			}
-		case headerRouting:
-			// With segments left the pseudo header holds another destination.
-			if packet[offset+3] != 0 {
-				return RoutingHeader
-			}
-		}
-		next = packet[offset]
-		offset += n
+	next, offset, reason := packet[6], ipv6Len, OK
+	if next != protoTCP && next != protoUDP {
+		next, offset, reason = walkExtensions(packet[:total], next, offset)
 	}
 
 	p.Src = [16]byte(packet[8:24])
@@ -320,10 +290,63 @@ func (p *Packet) parseIPv6(frame []byte, l3 int) Reason {
 	p.End = uint16(l3 + total)
 	p.TTL = packet[7]
 	p.Proto = next
+	if reason != OK {
+		return reason
+	}
 	if next == protoTCP {
 		return p.parseTCP(packet[offset:total])
 	}
 	return p.parseUDP(packet[offset:total])
+}
+
+// walkExtensions goes from the header at offset, of the kind next, to the first one
+// that is none of those which may stand before a transport header. It answers OK for
+// TCP and UDP, and by name for what else may be gone into further. packet starts with
+// the IPv6 header.
+func walkExtensions(packet []byte, next uint8, offset int) (uint8, int, Reason) {
+	for walked := 0; ; walked++ {
+		switch next {
+		case protoTCP, protoUDP:
+			return next, offset, OK
+		case headerHopByHop, headerRouting, headerDestination:
+		case headerFragment:
+			return next, offset, Fragment
+		case protoICMPv6:
+			return next, offset, ICMPv6
+		case protoSCTP:
+			return next, offset, SCTP
+		default:
+			// Authentication and encryption too: they cover the addresses, or hide the ports.
+			return next, offset, OtherProtocol
+		}
+		if walked == maxExtensions {
+			return next, offset, LongChain
+		}
+		if len(packet)-offset < 8 {
+			return next, offset, BadExtension
+		}
+		n := (int(packet[offset+1]) + 1) * 8
+		if n > len(packet)-offset {
+			return next, offset, BadExtension
+		}
+		switch next {
+		case headerHopByHop:
+			// Only directly after the IPv6 header (RFC 8200 section 4.1).
+			if offset != ipv6Len {
+				return next, offset, BadExtension
+			}
+			if r := checkHopByHop(packet[offset+2 : offset+n]); r != OK {
+				return next, offset, r
+			}
+		case headerRouting:
+			// With segments left the pseudo header holds another destination.
+			if packet[offset+3] != 0 {
+				return next, offset, RoutingHeader
+			}
+		}
+		next = packet[offset]
+		offset += n
+	}
 }
 
 // checkHopByHop walks the options of a hop-by-hop header as ip6_parse_tlv does

@@ -1,7 +1,7 @@
 package nat
 
-// Reason says why Parse refused a frame: why it is not ours to translate and goes
-// to the kernel as it came. The zero value means that nothing was refused.
+// Reason says why a frame was refused: why it is not ours to translate and goes to
+// the kernel as it came. The zero value means that nothing was refused.
 type Reason uint8
 
 const (
@@ -26,17 +26,30 @@ const (
 	RoutingHeader     // a source route that is not at its end
 	MartianSource     // a source that no router forwards
 	MappedAddress     // an IPv6 packet with IPv4-mapped addresses
-	Fragment          // any fragment, an atomic one included
+	Fragment          // any fragment, an atomic one included: Piece.Parse
 
 	// Transport.
-	ICMP          // over IPv4
-	ICMPv6        // over IPv6
-	SCTP          // over either
+	ICMP          // over IPv4: Quote.Parse
+	ICMPv6        // over IPv6: Quote.Parse
+	SCTP          // over either: ParseSCTP
 	OtherProtocol // no ports that we know of
-	ShortHeader   // the packet ends inside the TCP or UDP header
+	ShortHeader   // the packet ends inside the transport header
 	BadDataOffset // TCP data offset below 5 or past the packet
 	BadUDPLength  // UDP length that is not exactly the IP payload's
 	BadTCPFlags   // a set of flags that connection tracking calls invalid
+
+	// What goes into the headers that Parse only names.
+	BadChunk        // SCTP chunks that connection tracking calls invalid, or that lie about their length
+	NotError        // ICMP, but no error about a packet: a query, a redirect, an unknown type
+	BadICMPChecksum // of an error
+	ShortQuote      // the quote ends before the eighth byte of the transport header
+	BadQuote        // a quoted IP header that is wrong, or of a packet that we never let pass
+	QuotedFragment  // a quoted fragment that is not the first
+	NestedError     // an error about an error
+	QuotedProtocol  // an error about a packet without ports that we know of
+	StrayError      // an error that does not go to whom its quoted packet came from
+	BadFragment     // a fragment of a wrong length, past 64 KiB, or within another
+	TinyFragment    // a first fragment without its transport header, or a later one inside it
 
 	// NumReasons sizes an array that is indexed by Reason.
 	NumReasons
@@ -70,6 +83,17 @@ var reasonWords = [NumReasons]string{
 	BadDataOffset:     "bad_data_offset",
 	BadUDPLength:      "bad_udp_length",
 	BadTCPFlags:       "bad_tcp_flags",
+	BadChunk:          "bad_sctp_chunk",
+	NotError:          "icmp_not_error",
+	BadICMPChecksum:   "bad_icmp_checksum",
+	ShortQuote:        "short_quote",
+	BadQuote:          "bad_quote",
+	QuotedFragment:    "quoted_fragment",
+	NestedError:       "nested_error",
+	QuotedProtocol:    "quoted_protocol",
+	StrayError:        "stray_error",
+	BadFragment:       "bad_fragment",
+	TinyFragment:      "tiny_fragment",
 }
 
 // String gives the reason's stable word.
