@@ -1,7 +1,9 @@
 package flowtable
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sync/atomic"
 )
 
@@ -23,6 +25,17 @@ func (r AdoptReport) String() string {
 // Generations and adjacencies of adopted flows become 0: their numbers were the former daemon's. Swept records go to
 // limbo, not to the free list, since a kernel program may be on one.
 func Open(index, records []byte, timeouts Timeouts) (*Table, AdoptReport, error) {
+	return OpenWith(index, records, Options{Timeouts: timeouts})
+}
+
+// Options of a table. The zero value is what Open takes with default timeouts.
+type Options struct {
+	Timeouts     Timeouts
+	MaxPerClient int // flows of one client address, adopted ones counted; 0 for no limit
+}
+
+// OpenWith is Open with options.
+func OpenWith(index, records []byte, o Options) (*Table, AdoptReport, error) {
 	var rep AdoptReport
 	bs, rs, err := view(index, records)
 	if err != nil {
@@ -32,12 +45,20 @@ func Open(index, records []byte, timeouts Timeouts) (*Table, AdoptReport, error)
 	if err != nil {
 		return nil, rep, err
 	}
-	idle, err := timeouts.ticks()
+	idle, err := o.Timeouts.ticks()
 	if err != nil {
 		return nil, rep, err
 	}
-	t := &Table{buckets: bs, records: rs, mask: uint32(len(bs) - 1), idle: idle, next: make([]uint32, len(rs))}
+	if o.MaxPerClient < 0 {
+		return nil, rep, fmt.Errorf("flow table: at most %d flows a client, want 0 (no limit) or more", o.MaxPerClient)
+	}
+	t := &Table{
+		buckets: bs, records: rs, mask: uint32(len(bs) - 1), idle: idle,
+		links: make([]link, len(rs)+1), clients: newClients(o.MaxPerClient, len(rs)-1),
+	}
 	t.setSeed(seed)
+	t.reserve = reserveOf(len(rs) - 1)
+	t.limit = len(rs) - 1 - t.reserve
 
 	kept := make([]uint8, len(bs)) // by bucket, a bit for each cell that leads to a kept flow
 	for rec := uint32(1); int(rec) < len(rs); rec++ {
@@ -60,18 +81,55 @@ func Open(index, records []byte, timeouts Timeouts) (*Table, AdoptReport, error)
 		case LifeLive:
 			t.liveCount++
 		case LifeFree:
-			t.next[rec] = t.free
+			t.links[rec].next = t.free
 			t.free = rec
 			t.freeCount++
 		default:
 			atomic.StoreUint32(life, LifeRetired)
-			t.next[rec] = t.limbo
+			t.links[rec].next = t.limbo
 			t.limbo = rec
 			t.limboCount++
 		}
 	}
+	t.line()
 	rep.Flows = t.liveCount
 	return t, rep, nil
+}
+
+// line rebuilds what Insert and Remove keep of live flows outside of the arrays: the queues, oldest first by the client's
+// last packet, for want of the order of their inserts, and the counts of the clients.
+func (t *Table) line() {
+	for q := unanswered; q <= halfOpen; q++ {
+		s := t.sentinel(q)
+		t.links[s] = link{s, s}
+	}
+	var queued []uint32
+	for rec := uint32(1); int(rec) < len(t.records); rec++ {
+		r := &t.records[rec]
+		if r.life != LifeLive {
+			continue
+		}
+		if t.clients.most != 0 {
+			t.clients.count(halves(r.addr[client]), t.hashClient(r.addr[client]))
+		}
+		if t.links[rec] = (link{rec, rec}); r.standing() != settled {
+			queued = append(queued, rec)
+		}
+	}
+	if len(queued) == 0 {
+		return
+	}
+	seen := func(rec uint32) uint32 { return atomic.LoadUint32(&t.records[rec].seen[Forward]) }
+	newest := seen(queued[0])
+	for _, rec := range queued {
+		if tick := seen(rec); int32(tick-newest) > 0 {
+			newest = tick
+		}
+	}
+	slices.SortStableFunc(queued, func(a, b uint32) int { return cmp.Compare(newest-seen(b), newest-seen(a)) })
+	for _, rec := range queued {
+		t.enqueue(t.records[rec].standing(), rec)
+	}
 }
 
 // adopt decides about one live record and marks its cells as kept.

@@ -60,7 +60,7 @@ func TestAdopt(tt *testing.T) {
 		}
 	}
 	// What was in limbo waits for a grace period of the new life.
-	if s := t.Stats(); s.Limbo != 30 || s.Free != 150 {
+	if s := t.Stats(); s.Limbo != 30 || s.Free != 150+s.Reserve {
 		tt.Errorf("%+v", s)
 	}
 	settle(t)

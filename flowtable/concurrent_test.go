@@ -139,6 +139,7 @@ func TestConcurrent(tt *testing.T) {
 					return
 				}
 			}
+			t.Reconcile(16, func(e *Entry) bool { return e.Flow.ClientPort%8 != 0 })
 			runtime.Gosched()
 		}
 	}()

@@ -7,8 +7,12 @@ import (
 )
 
 func TestNoAllocations(tt *testing.T) {
-	t := newTable(tt, 100, Timeouts{})
+	t := openCapped(tt, 100, 1000)
 	fill(tt, t, 50)
+	crowd := openCapped(tt, 100, 1000)
+	fill(tt, crowd, 100)
+	n := uint32(100)
+	keep := func(e *Entry) bool { return e.Flow.Proto != 0 }
 	f, g, h := flowN(7), flowN(70), flowN(8)
 	k := f.forward()
 	tuples := make([]Tuple, 100)
@@ -28,12 +32,21 @@ func TestNoAllocations(tt *testing.T) {
 			t.Remove(ref.Record)
 			t.Reclaim(t.Limbo())
 		},
+		"Insert and shed": func() {
+			n++
+			f := flowN(n)
+			if _, res := crowd.Insert(&f, 0); res != Inserted {
+				tt.Fatal(res)
+			}
+			crowd.Reclaim(crowd.Limbo())
+		},
 		"Insert, exists": func() { t.Insert(&h, 0) },
 		"Touch":          func() { t.Touch(3, Reply, 9, ack); t.Closing(3) },
 		"Target":         func() { t.Target(Ref{3, Reply}, &to); t.Flow(3, &got) },
 		"marks":          func() { t.SetGeneration(3, t.Generation(3)+1); t.SetAdjacency(3, Reply, t.Adjacency(3, Reply)+1) },
 		"Expire":         func() { t.Expire(0, 100) },
-		"Stats":          func() { t.Stats() },
+		"Reconcile":      func() { t.Reconcile(100, keep) },
+		"Stats":          func() { t.Stats(); t.Urgent() },
 	} {
 		if n := testing.AllocsPerRun(100, op); n != 0 {
 			tt.Errorf("%s: %v allocations", name, n)

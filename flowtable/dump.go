@@ -50,34 +50,41 @@ func (t *Table) All() iter.Seq[*Entry] {
 func (e *Entry) copy(rec uint32, r *record) {
 	e.Record = rec
 	r.unpack(&e.Flow)
-	e.State = State(atomic.LoadUint32(&r.state))
+	e.State = r.known()
 	e.ForwardSeen = Tick(atomic.LoadUint32(&r.seen[Forward]))
 	e.ReplySeen = Tick(atomic.LoadUint32(&r.seen[Reply]))
 	e.ForwardPackets = atomic.LoadUint64(&r.packets[Forward])
 	e.ReplyPackets = atomic.LoadUint64(&r.packets[Reply])
 }
 
-// Stats are the table's figures. Capacity is Flows + Limbo + Free, but for the moments between.
+// Stats are the table's figures. Capacity + Reserve is Flows + Limbo + Free, but for the moments between.
 type Stats struct {
-	Capacity int // flows that fit
+	Capacity int // flows that fit before unreplied ones are shed
+	Reserve  int // records beyond, for removed ones that wait; settled flows may take them, down to the last
 	Flows    int // live
 	Limbo    int // removed, not yet free: waiting for Limbo, or for the grace period
 	Free     int
 
 	Inserted, Exists, Collisions uint64 // results of Insert
 	FullRecords, FullCells       uint64 // and Full, by what was missing
-	Removed, Expired, Reclaimed  uint64 // Removed includes Expired
+	OverCap                      uint64 // and OverCap
+	Removed, Reclaimed           uint64
+	Expired, Shed, Reconciled    uint64 // of Removed: by Expire, by Insert under pressure, by Reconcile
 	Stray                        uint64 // cells that Remove did not find: damaged memory
 }
+
+// Full returns the number of inserts that found no room.
+func (s *Stats) Full() uint64 { return s.FullRecords + s.FullCells }
 
 // Stats returns the figures of now.
 func (t *Table) Stats() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	capacity := len(t.records) - 1
 	return Stats{
-		Capacity: capacity, Flows: t.liveCount, Free: t.freeCount, Limbo: capacity - t.liveCount - t.freeCount,
+		Capacity: t.limit, Reserve: t.reserve,
+		Flows: t.liveCount, Free: t.freeCount, Limbo: len(t.records) - 1 - t.liveCount - t.freeCount,
 		Inserted: t.inserted, Removed: t.removed, Expired: t.expired, Reclaimed: t.reclaimed,
+		Shed: t.sheds.Load(), Reconciled: t.reconciled, OverCap: t.overCaps.Load(),
 		Exists: t.exists.Load(), Collisions: t.collisions.Load(),
 		FullRecords: t.fullRecords.Load(), FullCells: t.fullCells.Load(), Stray: t.stray.Load(),
 	}

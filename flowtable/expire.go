@@ -92,10 +92,16 @@ func idleFor(now, seen Tick) Tick {
 	return d
 }
 
-// overdue reports whether the flow had no packet, in either direction, for longer than its class may.
-func (t *Table) overdue(r *record, now Tick) bool {
+// overdue reports whether the flow had no packet, in either direction, for longer than its class may. The kernel's programs
+// may have written the times: they are ticks of the same clock. In a crowd, flows that both sides have closed go soon.
+func (t *Table) overdue(r *record, now Tick, crowd bool) bool {
 	quiet := min(idleFor(now, Tick(atomic.LoadUint32(&r.seen[Forward]))), idleFor(now, Tick(atomic.LoadUint32(&r.seen[Reply]))))
-	return quiet > t.idle[State(atomic.LoadUint32(&r.state)).class(r.proto)]
+	s := r.known()
+	limit := t.idle[s.class(r.proto)]
+	if crowd && r.proto == protoTCP && s.finished() {
+		limit = min(limit, finishedTimeout)
+	}
+	return quiet > limit
 }
 
 // Expire looks at the next budget records, in order of their numbers and around, and removes the flows whose time is
@@ -104,6 +110,9 @@ func (t *Table) overdue(r *record, now Tick) bool {
 func (t *Table) Expire(now Tick, budget int) (removed int) {
 	t.sweep.Lock()
 	defer t.sweep.Unlock()
+	t.mu.Lock()
+	crowd := t.liveCount >= t.limit-t.limit/8
+	t.mu.Unlock()
 	for n := min(budget, len(t.records)-1); n > 0; n-- {
 		t.cursor++
 		if int(t.cursor) >= len(t.records) {
@@ -111,12 +120,50 @@ func (t *Table) Expire(now Tick, budget int) (removed int) {
 		}
 		// Once it is live the record is complete, and while sweep is held it is not reused.
 		r := &t.records[t.cursor]
-		if atomic.LoadUint32(&r.life) == LifeLive && t.overdue(r, now) && t.Remove(t.cursor) {
+		if atomic.LoadUint32(&r.life) == LifeLive && t.overdue(r, now, crowd) && t.Remove(t.cursor) {
+			removed++
+		}
+	}
+	t.settle(budget / 4)
+	t.mu.Lock()
+	t.expired += uint64(removed)
+	t.mu.Unlock()
+	return removed
+}
+
+// Reconcile looks at the next budget records, in rounds of its own, and removes the flows that keep does not want: those
+// whose Service or backend is gone even if no packet comes to tell. keep may use the record as a worker does (SetGeneration, Remove
+// of others), but must not call what waits for a sweep: Expire, Reconcile, Reclaim, All. The entry is good for the call
+// only. Packets never wait for it.
+func (t *Table) Reconcile(budget int, keep func(e *Entry) bool) (removed int) {
+	for left := min(budget, len(t.records)-1); left > 0; left -= reconcileStep {
+		removed += t.reconcile(min(left, reconcileStep), keep)
+	}
+	return removed
+}
+
+// reconcileStep is how many records Reconcile looks at before others may sweep.
+const reconcileStep = 256
+
+func (t *Table) reconcile(n int, keep func(e *Entry) bool) (removed int) {
+	t.sweep.Lock()
+	defer t.sweep.Unlock()
+	for ; n > 0; n-- {
+		t.second++
+		if int(t.second) >= len(t.records) {
+			t.second = 1
+		}
+		r := &t.records[t.second]
+		if atomic.LoadUint32(&r.life) != LifeLive {
+			continue
+		}
+		t.entry.copy(t.second, r)
+		if !keep(&t.entry) && t.Remove(t.second) {
 			removed++
 		}
 	}
 	t.mu.Lock()
-	t.expired += uint64(removed)
+	t.reconciled += uint64(removed)
 	t.mu.Unlock()
 	return removed
 }

@@ -1,6 +1,7 @@
 package flowtable
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 	"time"
@@ -120,6 +121,106 @@ func TestExpireIsBounded(tt *testing.T) {
 	fill(tt, t, 100)
 	if n := t.Expire(late, 1<<30); n != 100 {
 		tt.Errorf("a round: %d", n)
+	}
+	check(tt, t)
+}
+
+// What the kernel's programs write counts as if Touch had: times of either direction, and a count of replies as an answer.
+func TestKernelWrites(tt *testing.T) {
+	le := binary.LittleEndian
+	for _, c := range []struct {
+		name   string
+		proto  uint8
+		off    int
+		seen   Tick
+		counts bool // replies, too
+		now    Tick
+		gone   bool
+	}{
+		{"nothing", 17, 0, 0, false, ticksOf(30*time.Second) + 1, true},
+		{"forward", 17, OffsetForwardSeen, 5000, false, ticksOf(30*time.Second) + 5000, false},
+		{"forward, long ago", 17, OffsetForwardSeen, 5000, false, ticksOf(30*time.Second) + 5001, true},
+		{"reply", 17, OffsetReplySeen, 5000, true, ticksOf(120*time.Second) + 5000, false},
+		{"reply, long ago", 17, OffsetReplySeen, 5000, true, ticksOf(120*time.Second) + 5001, true},
+		{"TCP in the middle of its handshake", 6, OffsetReplySeen, 5000, true, ticksOf(120*time.Second) + 5000, false},
+		{"TCP in the middle of its handshake, long ago", 6, OffsetReplySeen, 5000, true, ticksOf(120*time.Second) + 5001, true},
+	} {
+		tt.Run(c.name, func(tt *testing.T) {
+			index, records := newImage(tt, 1)
+			t := open(tt, index, records, Timeouts{})
+			f := flowN(0)
+			f.Proto = c.proto
+			ref, _ := t.Insert(&f, 0)
+			r := records[ref.Record*RecordSize:]
+			if c.off != 0 {
+				le.PutUint32(r[c.off:], uint32(c.seen))
+			}
+			if c.counts {
+				le.PutUint64(r[OffsetReplyPackets:], 3)
+			}
+			for e := range t.All() {
+				if got := e.State&Replied != 0; got != c.counts {
+					tt.Errorf("replied: %v", got)
+				}
+			}
+			if got := t.records[ref.Record].standing() != unanswered; got != c.counts {
+				tt.Errorf("standing %d", t.records[ref.Record].standing())
+			}
+			if got := t.Expire(c.now, 10) == 1; got != c.gone {
+				tt.Errorf("gone: %v", got)
+			}
+		})
+	}
+}
+
+func TestReconcile(tt *testing.T) {
+	t := newTable(tt, 1000, Timeouts{})
+	fill(tt, t, 1000)
+	asked := map[uint32]int{}
+	odd := func(e *Entry) bool {
+		asked[e.Record]++
+		if want := flowN(e.Record - 1); e.Flow != normal(want) {
+			tt.Fatalf("record %d: %+v", e.Record, e.Flow)
+		}
+		t.SetGeneration(e.Record, 0)
+		return e.Record%2 == 1
+	}
+	if n := t.Reconcile(0, odd); n != 0 || len(asked) != 0 {
+		tt.Errorf("budget 0: %d removed, %d asked", n, len(asked))
+	}
+	// 1125 records, the last of them free: in four steps each flow is asked for once.
+	removed := 0
+	for range 4 {
+		removed += t.Reconcile(280, odd)
+	}
+	if removed != 500 || len(asked) != 1000 {
+		tt.Errorf("%d removed, %d asked", removed, len(asked))
+	}
+	for rec, n := range asked {
+		if n != 1 {
+			tt.Errorf("record %d was asked for %d times", rec, n)
+		}
+	}
+	check(tt, t)
+	// Once around, wherever it stands, and no further.
+	clear(asked)
+	if n := t.Reconcile(1<<30, odd); n != 0 || len(asked) != 500 {
+		tt.Errorf("a round: %d removed, %d asked", n, len(asked))
+	}
+	if s := t.Stats(); s.Reconciled != 500 || s.Removed != 500 || s.Flows != 500 {
+		tt.Errorf("%+v", s)
+	}
+	// A round of its own: Expire does not move it.
+	settle(t)
+	t.Expire(0, 77)
+	clear(asked)
+	t.Reconcile(10, odd)
+	if len(asked) > 10 {
+		tt.Errorf("%d asked", len(asked))
+	}
+	// keep may remove by itself.
+	if n := t.Reconcile(1<<30, func(e *Entry) bool { t.Remove(e.Record); return false }); n != 0 || t.Stats().Flows != 0 {
+		tt.Errorf("%d removed twice", n)
 	}
 	check(tt, t)
 }

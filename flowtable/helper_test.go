@@ -101,6 +101,16 @@ func fill(tb testing.TB, t *Table, n int) {
 	}
 }
 
+// settleFlow makes a flow one that is never shed.
+func settleFlow(t *Table, rec uint32) {
+	flags := uint8(0)
+	if t.records[rec].proto == protoTCP {
+		flags = ack
+	}
+	t.Touch(rec, Forward, Tick(t.records[rec].seen[Forward]), flags)
+	t.Touch(rec, Reply, Tick(t.records[rec].seen[Forward]), flags)
+}
+
 // settle runs a grace period in which nobody reads.
 func settle(t *Table) { t.Reclaim(t.Limbo()) }
 
@@ -151,7 +161,7 @@ func check(tb testing.TB, t *Table) {
 	}
 	listed := make([]bool, len(t.records))
 	walk := func(head, life uint32) (n int) {
-		for rec := head; rec != 0; rec = t.next[rec] {
+		for rec := head; rec != 0; rec = t.links[rec].next {
 			if listed[rec] {
 				tb.Fatalf("record %d is listed twice", rec)
 			}
@@ -167,5 +177,46 @@ func check(tb testing.TB, t *Table) {
 	}
 	if limbo := walk(t.limbo, LifeRetired); limbo != t.limboCount {
 		tb.Fatalf("%d in limbo, counted %d", limbo, t.limboCount)
+	}
+	for q := unanswered; q <= halfOpen; q++ {
+		n, s := 0, t.sentinel(q)
+		for prev, rec := s, t.links[s].next; rec != s; prev, rec = rec, t.links[rec].next {
+			if listed[rec] || t.records[rec].life != LifeLive || t.links[rec].prev != prev|uint32(q)*inHalfOpen {
+				tb.Fatalf("queue %d, record %d: listed %v, life %d, links %#x", q, rec, listed[rec], t.records[rec].life, t.links[rec])
+			}
+			listed[rec] = true
+			n++
+		}
+		if n != t.queued[q] {
+			tb.Fatalf("%d in queue %d, counted %d", n, q, t.queued[q])
+		}
+	}
+	counts := map[[2]uint64]uint32{}
+	for rec := uint32(1); int(rec) < len(t.records); rec++ {
+		r := &t.records[rec]
+		if r.life != LifeLive {
+			continue
+		}
+		counts[r.addr[client]]++
+		if !listed[rec] && (t.links[rec] != link{rec, rec} || r.standing() != settled) {
+			tb.Fatalf("record %d is on no queue: links %v, standing %d", rec, t.links[rec], r.standing())
+		}
+	}
+	if t.clients.most == 0 {
+		return
+	}
+	clients := 0
+	for i := range t.clients.slots {
+		if t.clients.slots[i].n != 0 {
+			clients++
+		}
+	}
+	for a, n := range counts {
+		if got := t.clients.find(halves(a), t.hashClient(a)).n; got != n {
+			tb.Fatalf("client %x has %d flows, counted %d", a, n, got)
+		}
+	}
+	if clients != len(counts) {
+		tb.Fatalf("%d clients, counted %d", len(counts), clients)
 	}
 }

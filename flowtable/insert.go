@@ -27,7 +27,8 @@ const (
 	Inserted  InsertResult = iota // the flow is in the table
 	Exists                        // the forward tuple was there already: the Ref is what Lookup would return
 	Collision                     // another flow has the reply tuple: choose another source port or address
-	Full                          // no free record, or no free cell
+	Full                          // no free record, or no free cell, and nothing to shed for it
+	OverCap                       // the client has as many flows as one may have
 )
 
 func (r InsertResult) String() string {
@@ -38,6 +39,8 @@ func (r InsertResult) String() string {
 		return "exists"
 	case Collision:
 		return "collision"
+	case OverCap:
+		return "over_cap"
 	}
 	return "full"
 }
@@ -51,42 +54,81 @@ func (t *Table) Insert(f *Flow, now Tick) (Ref, InsertResult) {
 	fk, rk := n.key(Forward), n.key(Reply)
 	fh, rh := t.hash(fk), t.hash(rk)
 
+	var ch uint64
+	if t.clients.most != 0 {
+		ch = t.hashClient(n.addr[client])
+	}
+	ref, res, also := t.insert(&n, f, fk, rk, fh, rh, ch, now)
+	for try := 0; also > shedding && try < 2*bucketCells; try++ {
+		h := fh
+		if also == replyRoom {
+			h = rh
+		}
+		if !t.makeRoom(h, now) {
+			break
+		}
+		ref, res, also = t.insert(&n, f, fk, rk, fh, rh, ch, now)
+	}
+	switch {
+	case also == shedding:
+		t.shed(ref.Record)
+	case res == Exists:
+		t.exists.Add(1)
+	case res == Collision:
+		t.collisions.Add(1)
+	case res == OverCap:
+		t.overCaps.Add(1)
+	case res == Full && also > shedding:
+		t.fullCells.Add(1)
+	case res == Full:
+		t.fullRecords.Add(1)
+	}
+	return ref, res
+}
+
+// chore is what is left to do when an insert's locks are free again.
+type chore uint8
+
+const (
+	noChore     chore = iota
+	shedding          // too many flows live
+	forwardRoom       // both buckets of the forward tuple are full
+	replyRoom         // of the reply tuple
+)
+
+// insert is one try.
+func (t *Table) insert(n *record, f *Flow, fk, rk key, fh, rh, ch uint64, now Tick) (Ref, InsertResult, chore) {
 	set := t.lock(fh, rh)
 	if ref := t.search(fk, fh); ref.Record != 0 {
 		t.unlock(set)
-		t.exists.Add(1)
-		return ref, Exists
+		return ref, Exists, noChore
 	}
 	if fk == rk || t.search(rk, rh).Record != 0 {
 		t.unlock(set)
-		t.collisions.Add(1)
-		return Ref{}, Collision
+		return Ref{}, Collision, noChore
 	}
 	fc := t.vacant(fh, nil)
-	rc := t.vacant(rh, fc)
-	if fc == nil || rc == nil {
+	if fc == nil {
 		t.unlock(set)
-		return t.full(&t.fullCells)
+		return Ref{}, Full, forwardRoom
 	}
-	rec := t.alloc()
-	if rec == 0 {
+	rc := t.vacant(rh, fc)
+	if rc == nil {
 		t.unlock(set)
-		return t.full(&t.fullRecords)
+		return Ref{}, Full, replyRoom
+	}
+	rec, res, also := t.alloc(n.addr[client], ch)
+	if res != Inserted {
+		t.unlock(set)
+		return Ref{}, res, noChore
 	}
 	r := &t.records[rec]
-	r.fill(&n, f, now)
+	r.fill(n, f, now)
 	atomic.StoreUint32(&r.life, LifeLive)
 	atomic.StoreUint64(rc, cellOf(rh, rec, Reply))
 	atomic.StoreUint64(fc, cellOf(fh, rec, Forward))
 	t.unlock(set)
-	return Ref{rec, Forward}, Inserted
-}
-
-// full is the one end of an insert that found no room. Nothing is locked here: whoever sheds a flow for the new one
-// does it in this place and tries again.
-func (t *Table) full(counter *atomic.Uint64) (Ref, InsertResult) {
-	counter.Add(1)
-	return Ref{}, Full
+	return Ref{rec, Forward}, Inserted, also
 }
 
 // pack writes what a lookup compares.
@@ -144,17 +186,29 @@ func (b *bucket) vacancy(taken *uint64) (n int, first *uint64) {
 	return n, first
 }
 
-// alloc takes a record off the free list, or returns 0. One list and one lock for the table: it is held for a few
-// instructions, and only new flows come here.
-func (t *Table) alloc() uint32 {
+// alloc takes a record off the free list and counts it for its client. One list and one lock for the table: it is held
+// for a few instructions, and only new flows come here.
+func (t *Table) alloc(client [2]uint64, ch uint64) (uint32, InsertResult, chore) {
 	t.mu.Lock()
 	rec := t.free
-	if rec != 0 {
-		t.free = t.next[rec]
-		t.freeCount--
-		t.liveCount++
-		t.inserted++
+	if rec == 0 {
+		t.mu.Unlock()
+		return 0, Full, noChore
+	}
+	if t.clients.most != 0 && !t.clients.take(halves(client), ch) {
+		t.mu.Unlock()
+		return 0, OverCap, noChore
+	}
+	t.free = t.links[rec].next
+	t.freeCount--
+	t.liveCount++
+	t.inserted++
+	t.enqueue(unanswered, rec)
+	t.judge()
+	also := noChore
+	if t.tooMany() {
+		also = shedding
 	}
 	t.mu.Unlock()
-	return rec
+	return rec, Inserted, also
 }

@@ -51,10 +51,10 @@ func TestInsertResults(tt *testing.T) {
 				tt.Errorf("ref %+v, want %+v", ref, c.ref)
 			}
 			s := t.Stats()
-			want := Stats{Capacity: 8, Flows: 1, Free: 7, Inserted: 1}
+			want := Stats{Capacity: 8, Reserve: 1, Flows: 1, Free: 8, Inserted: 1}
 			switch res {
 			case Inserted:
-				want.Flows, want.Free, want.Inserted = 2, 6, 2
+				want.Flows, want.Free, want.Inserted = 2, 7, 2
 			case Exists:
 				want.Exists = 1
 			case Collision:
@@ -69,9 +69,17 @@ func TestInsertResults(tt *testing.T) {
 }
 
 func TestInsertFullOfRecords(tt *testing.T) {
-	t := newTable(tt, 10, Timeouts{})
-	fill(tt, t, 10)
-	f := flowN(10)
+	t := newTable(tt, 9, Timeouts{})
+	fill(tt, t, 9)
+	for rec := uint32(1); rec <= 9; rec++ {
+		settleFlow(t, rec)
+	}
+	f := flowN(9)
+	if ref, res := t.Insert(&f, 0); res != Inserted || ref.Record != 10 { // settled flows may have the reserve
+		tt.Fatalf("%+v %v", ref, res)
+	}
+	settleFlow(t, 10)
+	f = flowN(10)
 	for range 3 {
 		if ref, res := t.Insert(&f, 0); res != Full || ref != (Ref{}) {
 			tt.Fatalf("%+v %v", ref, res)
@@ -107,8 +115,9 @@ func TestInsertFullOfCells(tt *testing.T) {
 	n := 0
 	for i := range uint32(20) {
 		f := flowN(i)
-		if _, res := t.Insert(&f, 0); res == Inserted {
+		if ref, res := t.Insert(&f, 0); res == Inserted {
 			n++
+			settleFlow(t, ref.Record)
 		} else if res != Full {
 			tt.Fatal(res)
 		}

@@ -20,6 +20,7 @@ const (
 
 	// MaxCapacity keeps the bucket count and the record number far inside 32 bits.
 	MaxCapacity = 1 << 26
+	maxRecords  = 1 + MaxCapacity + MaxCapacity/reserveShare
 )
 
 // Offsets within a record, for whoever shares the memory in another language. unsafe.go holds the Go struct to them.
@@ -107,12 +108,13 @@ const (
 )
 
 // Geometry returns the sizes of the arrays for a number of flows: the count of buckets leaves at least half of the
-// cells empty when the table is full, the records include the header. Capacities outside 1..MaxCapacity are clamped.
+// cells empty when the table is full, the records include the header and the reserve for removed ones (pressure.go), an
+// eighth of the capacity. Capacities outside 1..MaxCapacity are clamped.
 func Geometry(capacity int) (buckets, records int) {
 	capacity = min(max(capacity, 1), MaxCapacity)
 	cells := 2 * 2 * capacity // two a flow, half of them empty
 	buckets = max((cells+bucketCells-1)/bucketCells, 2)
-	return 1 << bits.Len(uint(buckets-1)), capacity + 1
+	return 1 << bits.Len(uint(buckets-1)), 1 + capacity + capacity/reserveShare
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -10,16 +10,20 @@ import (
 
 func TestGeometry(t *testing.T) {
 	for _, c := range []struct{ capacity, buckets, records int }{
-		{-1, 2, 2}, {0, 2, 2}, {1, 2, 2}, {4, 2, 5}, {5, 4, 6}, {8, 4, 9}, {9, 8, 10},
-		{65536, 32768, 65537}, {131072, 65536, 131073}, {1_000_000, 1 << 19, 1_000_001},
-		{MaxCapacity, MaxCapacity / 2, MaxCapacity + 1}, {MaxCapacity + 1, MaxCapacity / 2, MaxCapacity + 1},
+		{-1, 2, 2}, {0, 2, 2}, {1, 2, 2}, {4, 2, 5}, {5, 4, 6}, {7, 4, 8}, {8, 4, 10}, {9, 8, 11}, {16, 8, 19},
+		{65536, 32768, 73729}, {131072, 65536, 147457}, {1_000_000, 1 << 19, 1_125_001},
+		{MaxCapacity, MaxCapacity / 2, maxRecords}, {MaxCapacity + 1, MaxCapacity / 2, maxRecords},
 	} {
 		buckets, records := Geometry(c.capacity)
 		if buckets != c.buckets || records != c.records {
 			t.Errorf("Geometry(%d) = %d, %d, want %d, %d", c.capacity, buckets, records, c.buckets, c.records)
 		}
-		if flows := records - 1; 2*flows > buckets*bucketCells/2 {
+		flows := min(max(c.capacity, 1), MaxCapacity)
+		if 2*flows > buckets*bucketCells/2 {
 			t.Errorf("Geometry(%d): %d cells of %d when full, want at most half", c.capacity, 2*flows, buckets*bucketCells)
+		}
+		if got := records - 1 - reserveOf(records-1); got != flows {
+			t.Errorf("Geometry(%d): %d records less the reserve are %d", c.capacity, records-1, got)
 		}
 	}
 }
@@ -98,7 +102,7 @@ func TestHeaderBytes(t *testing.T) {
 	for _, c := range []struct {
 		off  int
 		want uint32
-	}{{8, 1}, {12, 64}, {16, 101}, {20, 128}, {40, crc32.Checksum(h[:40], crc32.MakeTable(crc32.Castagnoli))}} {
+	}{{8, 1}, {12, 64}, {16, 113}, {20, 128}, {40, crc32.Checksum(h[:40], crc32.MakeTable(crc32.Castagnoli))}} {
 		if got := le.Uint32(h[c.off:]); got != c.want {
 			t.Errorf("offset %d: %#x, want %#x", c.off, got, c.want)
 		}

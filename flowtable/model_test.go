@@ -3,21 +3,24 @@ package flowtable
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
 
 // model is the table as it should be: flows by number, in a Go map, with time.
 type model struct {
-	flows    map[uint32]*modelFlow
-	tuples   map[Tuple]Ref
-	limbo    []uint32
-	batches  map[int][]uint32
-	capacity int
+	flows   map[uint32]*modelFlow
+	tuples  map[Tuple]Ref
+	limbo   []uint32
+	batches map[int][]uint32
+	records int
+	inserts int // so far
 }
 
 type modelFlow struct {
 	Flow
+	order   int // of insertion
 	seen    [2]Tick
 	state   State
 	packets [2]uint64
@@ -25,7 +28,8 @@ type modelFlow struct {
 
 func (m *model) insert(f Flow, ref Ref, now Tick) {
 	f = normal(f)
-	m.flows[ref.Record] = &modelFlow{Flow: f, seen: [2]Tick{now, now}}
+	m.inserts++
+	m.flows[ref.Record] = &modelFlow{Flow: f, order: m.inserts, seen: [2]Tick{now, now}}
 	m.tuples[f.forward()] = Ref{ref.Record, Forward}
 	m.tuples[f.reply()] = Ref{ref.Record, Reply}
 }
@@ -36,6 +40,35 @@ func (m *model) remove(rec uint32) {
 	delete(m.tuples, f.reply())
 	delete(m.flows, rec)
 	m.limbo = append(m.limbo, rec)
+}
+
+func (f *modelFlow) standing() standing {
+	switch {
+	case f.state&Replied == 0:
+		return unanswered
+	case f.Proto == protoTCP && f.state&Established == 0:
+		return halfOpen
+	}
+	return settled
+}
+
+// oldest returns the oldest flow of a standing, but for one record.
+func (m *model) oldest(s standing, but uint32) (oldest uint32) {
+	for rec, f := range m.flows {
+		if rec != but && f.standing() == s && (oldest == 0 || f.order < m.flows[oldest].order) {
+			oldest = rec
+		}
+	}
+	return oldest
+}
+
+func (m *model) clients(f *Flow) (n int) {
+	for _, g := range m.flows {
+		if g.Client == f.Client {
+			n++
+		}
+	}
+	return n
 }
 
 func (m *model) waiting() int {
@@ -50,11 +83,15 @@ func (m *model) waiting() int {
 // that tuples meet often, and the table is so small that it is often full.
 func TestModel(tt *testing.T) {
 	rapid.Check(tt, func(rt *rapid.T) {
-		capacity := rapid.IntRange(1, 40).Draw(rt, "capacity")
+		capacity := rapid.IntRange(1, 60).Draw(rt, "capacity")
 		index, records := newImage(tt, capacity)
-		timeouts := Timeouts{}
-		t := open(tt, index, records, timeouts)
-		m := &model{flows: map[uint32]*modelFlow{}, tuples: map[Tuple]Ref{}, batches: map[int][]uint32{}, capacity: capacity}
+		options := Options{MaxPerClient: rapid.SampledFrom([]int{0, 0, 1, 3, 10}).Draw(rt, "most per client")}
+		t, _, err := OpenWith(index, records, options)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		m := &model{flows: map[uint32]*modelFlow{}, tuples: map[Tuple]Ref{}, batches: map[int][]uint32{}, records: len(t.records) - 1}
+		restarted := false
 		batches := map[int]Batch{}
 		cuts := 0
 		now := Tick(rapid.Uint32().Draw(rt, "start"))
@@ -104,17 +141,45 @@ func TestModel(tt *testing.T) {
 					if res != Collision {
 						rt.Fatalf("%v, want a collision", res)
 					}
-				case len(m.flows)+m.waiting() == capacity:
+				case len(m.flows)+m.waiting() == m.records:
 					if res != Full {
 						rt.Fatalf("%v, want full", res)
+					}
+				case options.MaxPerClient > 0 && m.clients(&f) >= options.MaxPerClient:
+					if res != OverCap {
+						rt.Fatalf("%v, want over cap", res)
 					}
 				case res == Inserted:
 					if m.flows[ref.Record] != nil {
 						rt.Fatalf("record %d is in use", ref.Record)
 					}
 					m.insert(f, ref, now)
+					// Whoever is gone now was shed for it.
+					gone := 0
+					for s := unanswered; s <= halfOpen; s++ {
+						for rec := m.oldest(s, ref.Record); rec != 0 && t.records[rec].life != LifeLive; rec = m.oldest(s, ref.Record) {
+							m.remove(rec)
+							gone++
+						}
+					}
+					if restarted { // flows of one tick are in no order then
+						for rec, f := range m.flows {
+							if t.records[rec].life != LifeLive && f.standing() != settled {
+								m.remove(rec)
+								gone++
+							}
+						}
+					}
+					if gone > shedMost || gone > 0 && len(m.flows)+gone <= t.limit {
+						rt.Fatalf("%d shed of %d flows, %d fit", gone, len(m.flows)+gone, t.limit)
+					}
+					if others := m.oldest(unanswered, ref.Record); gone == 0 && len(m.flows) > t.limit && others != 0 && len(m.flows) <= shedLook {
+						if t.queued[unanswered]+t.queued[halfOpen] > t.reserve/2 {
+							rt.Fatalf("%d flows, %d fit, and record %d was not shed", len(m.flows), t.limit, others)
+						}
+					}
 				default:
-					rt.Fatalf("%v, with %d flows of %d", res, len(m.flows), capacity)
+					rt.Fatalf("%v, with %d flows of %d", res, len(m.flows), m.records)
 				}
 			},
 			"lookup": func(rt *rapid.T) {
@@ -169,20 +234,38 @@ func TestModel(tt *testing.T) {
 			},
 			"expire": func(rt *rapid.T) {
 				want := 0
+				crowd := len(m.flows) >= t.limit-t.limit/8
 				for rec, f := range m.flows {
-					if min(now-f.seen[0], now-f.seen[1]) > t.idle[f.state.class(f.Proto)] {
+					limit := t.idle[f.state.class(f.Proto)]
+					if crowd && f.Proto == protoTCP && f.state&(FinForward|FinReply) == FinForward|FinReply {
+						limit = ticksOf(10 * time.Second)
+					}
+					if min(now-f.seen[0], now-f.seen[1]) > limit {
 						m.remove(rec)
 						want++
 					}
 				}
-				if got := t.Expire(now, capacity); got != want {
+				if got := t.Expire(now, m.records); got != want {
 					rt.Fatalf("%d expired, want %d", got, want)
+				}
+			},
+			"reconcile": func(rt *rapid.T) {
+				gone := pod(uint32(rapid.IntRange(0, 2).Draw(rt, "backend")))
+				want := 0
+				for rec, f := range m.flows {
+					if f.Backend == gone {
+						m.remove(rec)
+						want++
+					}
+				}
+				if got := t.Reconcile(m.records, func(e *Entry) bool { return e.Flow.Backend != gone }); got != want {
+					rt.Fatalf("%d reconciled, want %d", got, want)
 				}
 			},
 			"restart": func(rt *rapid.T) {
 				waiting := m.waiting()
 				m.limbo = nil
-				for rec := 1; rec <= capacity; rec++ {
+				for rec := 1; rec <= m.records; rec++ {
 					if t.records[rec].life == LifeRetired {
 						m.limbo = append(m.limbo, uint32(rec))
 					}
@@ -194,7 +277,8 @@ func TestModel(tt *testing.T) {
 				clear(m.batches)
 				var rep AdoptReport
 				var err error
-				if t, rep, err = Open(index, records, timeouts); err != nil || rep != (AdoptReport{Flows: len(m.flows)}) {
+				restarted = true
+				if t, rep, err = OpenWith(index, records, options); err != nil || rep != (AdoptReport{Flows: len(m.flows)}) {
 					rt.Fatalf("%v, %v, want %d flows", rep, err, len(m.flows))
 				}
 			},
@@ -213,7 +297,7 @@ func TestModel(tt *testing.T) {
 					n++
 				}
 				s := t.Stats()
-				if n != len(m.flows) || s.Flows != n || s.Limbo != m.waiting() || s.Free != capacity-n-s.Limbo || s.Stray != 0 {
+				if n != len(m.flows) || s.Flows != n || s.Limbo != m.waiting() || s.Free != m.records-n-s.Limbo || s.Stray != 0 {
 					rt.Fatalf("%+v with %d flows, want %d, %d waiting", s, n, len(m.flows), m.waiting())
 				}
 			},
@@ -229,7 +313,9 @@ func FuzzOps(f *testing.F) {
 		t := open(tt, index, records, Timeouts{})
 		has := map[Tuple]uint32{}
 		flows := map[uint32]Flow{}
+		replied := map[uint32]bool{}
 		drop := func(rec uint32) {
+			delete(replied, rec)
 			g := flows[rec]
 			delete(has, g.forward())
 			delete(has, g.reply())
@@ -253,6 +339,11 @@ func FuzzOps(f *testing.F) {
 				if res == Inserted {
 					has[g.forward()], has[g.reply()], flows[ref.Record] = ref.Record, ref.Record, g
 				}
+				for rec := range flows {
+					if t.records[rec].life != LifeLive && !replied[rec] { // shed
+						drop(rec)
+					}
+				}
 			case 1:
 				if t.Remove(uint32(a)) {
 					drop(uint32(a))
@@ -268,7 +359,11 @@ func FuzzOps(f *testing.F) {
 					}
 				}
 			case 4:
-				t.Touch(uint32(a)%13, Direction(b), now, 0)
+				rec := uint32(a) % 13
+				t.Touch(rec, Direction(b), now, 0)
+				if _, live := flows[rec]; live && b%2 == 1 {
+					replied[rec] = true
+				}
 			case 5:
 				t = open(tt, index, records, Timeouts{})
 			}

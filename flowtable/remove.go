@@ -41,12 +41,21 @@ func (t *Table) Remove(rec uint32) bool {
 	t.unpublish(rh, cellOf(rh, rec, Reply))
 	t.unlock(set)
 
+	var ch uint64
+	if t.clients.most != 0 {
+		ch = t.hashClient(r.addr[client])
+	}
 	t.mu.Lock()
-	t.next[rec] = t.limbo
+	if t.clients.most != 0 {
+		t.dropClient(halves(r.addr[client]), ch)
+	}
+	t.dequeue(rec)
+	t.links[rec].next = t.limbo
 	t.limbo = rec
 	t.limboCount++
 	t.liveCount--
 	t.removed++
+	t.judge()
 	t.mu.Unlock()
 	return true
 }
@@ -78,6 +87,7 @@ func (t *Table) Limbo() Batch {
 	t.mu.Lock()
 	b := Batch{t.limbo, t.limboCount}
 	t.limbo, t.limboCount = 0, 0
+	t.judge()
 	t.mu.Unlock()
 	return b
 }
@@ -90,11 +100,11 @@ func (t *Table) Reclaim(b Batch) {
 	var head, tail uint32
 	n := 0
 	for rec := b.head; b.count > 0 && rec != 0; b.count-- {
-		following := t.next[rec] // ours: a record in a batch is on no list of the table
+		following := t.links[rec].next // ours: a record in a batch is on no list of the table
 		// A record that is not retired has been here before. Losing it is better than giving it to two flows.
 		if r := &t.records[rec]; atomic.LoadUint32(&r.life) == LifeRetired {
 			atomic.StoreUint32(&r.life, LifeFree)
-			if t.next[rec] = head; head == 0 {
+			if t.links[rec].next = head; head == 0 {
 				tail = rec
 			}
 			head = rec
@@ -106,9 +116,10 @@ func (t *Table) Reclaim(b Batch) {
 		return
 	}
 	t.mu.Lock()
-	t.next[tail] = t.free
+	t.links[tail].next = t.free
 	t.free = head
 	t.freeCount += n
 	t.reclaimed += uint64(n)
+	t.judge()
 	t.mu.Unlock()
 }

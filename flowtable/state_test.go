@@ -179,14 +179,14 @@ func TestResetFlood(tt *testing.T) {
 			t.Touch(rec, Direction(round), now, rst)
 		}
 	}
-	if n := t.Expire(100+ticksOf(4*time.Minute), flows); n != 0 {
+	if n := t.Expire(100+ticksOf(4*time.Minute), 2*flows); n != 0 {
 		tt.Errorf("%d flows gone within four minutes of their first reset", n)
 	}
 	for rec := uint32(1); rec <= flows/2; rec++ { // these go on
 		t.Touch(rec, Forward, now, ack)
 		t.Touch(rec, Reply, now, ack)
 	}
-	if n := t.Expire(now+ticksOf(time.Hour), flows); n != flows/2 || t.Stats().Flows != flows/2 {
+	if n := t.Expire(now+ticksOf(time.Hour), 2*flows); n != flows/2 || t.Stats().Flows != flows/2 {
 		tt.Errorf("%d of %d silent flows gone, %+v", n, flows/2, t.Stats())
 	}
 }

@@ -75,18 +75,28 @@ type Table struct {
 	// record becomes free, so none is reused under the walker. Packets never wait for it.
 	sweep  sync.Mutex
 	cursor uint32 // the record that Expire looked at last; under sweep
+	second uint32 // the one that Reconcile did
+	entry  Entry  // what Reconcile shows; here because the heap is slow
 
-	mu   sync.Mutex // guards what follows, for a few instructions at a time
-	next []uint32   // links both lists by record number; a record is on at most one
-	free uint32     // head of the list of free records
+	limit, reserve int         // how many flows may live before Insert sheds; how many records there are beyond
+	urgent         atomic.Bool // what Urgent says
+
+	mu    sync.Mutex // guards what follows, for a few instructions at a time
+	links []link     // by record number, and the second queue's sentinel; see pressure.go
+	free  uint32     // head of the list of free records
 	// limbo is the head of the list of retired records that no batch has taken yet.
-	limbo                         uint32
-	limboCount                    int
-	freeCount, liveCount          int
-	inserted, removed, reclaimed  uint64
-	expired                       uint64
-	exists, collisions            atomic.Uint64
-	fullRecords, fullCells, stray atomic.Uint64
+	limbo                uint32
+	limboCount           int
+	freeCount, liveCount int
+	queued               [2]int // by standing: the lengths of the queues
+	walk                 uint32 // the record that settle looks at next, 0 to begin anew
+	urgentNow            bool
+	clients              clients
+
+	inserted, removed, reclaimed        uint64 // under mu
+	expired, reconciled                 uint64 // under mu
+	exists, collisions, sheds, overCaps atomic.Uint64
+	fullRecords, fullCells, stray       atomic.Uint64
 }
 
 const stripeCount = 64

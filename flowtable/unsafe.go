@@ -20,8 +20,8 @@ func view(index, records []byte) ([]bucket, []record, error) {
 		return nil, nil, fmt.Errorf("flow table: index of %d bytes, want a power of two of at least two buckets of %d", len(index), BucketSize)
 	}
 	m := len(records) / RecordSize
-	if len(records)%RecordSize != 0 || m < 2 || m > MaxCapacity+1 {
-		return nil, nil, fmt.Errorf("flow table: records of %d bytes, want the header and 1 to %d records of %d", len(records), MaxCapacity, RecordSize)
+	if len(records)%RecordSize != 0 || m < 2 || m > maxRecords {
+		return nil, nil, fmt.Errorf("flow table: records of %d bytes, want the header and 1 to %d records of %d", len(records), maxRecords-1, RecordSize)
 	}
 	i, r := unsafe.Pointer(unsafe.SliceData(index)), unsafe.Pointer(unsafe.SliceData(records))
 	if uintptr(i)%8 != 0 || uintptr(r)%8 != 0 {
