@@ -28,7 +28,8 @@ bench: ## Run the micro-benchmarks: parse, lookup, rewrite and the whole user-si
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./nat ./flowtable ./service ./dataplane/...
 
 .PHONY: model
-model: ## Check the flow table's protocol in every interleaving, and 10^4 histories of its code.
+model: ## Check the flow table: 10^6 lookups in the kernel (root), 10^4 histories, every interleaving of its protocol.
+	SLUICE_TUPLES=1000000 $(GO) test -count 1 -run '^TestOracle$$' ./xdpprog
 	SLUICE_HISTORIES=10000 $(GO) test -count 1 -run '^TestLinearizable' ./flowtable
 	$(GO) run ./flowtable/model
 
