@@ -151,6 +151,13 @@ type Config struct {
 	// HoldKnown is how long after the last heartbeat the frames of known
 	// flows are held back for a restart before they too pass; 0 is 3 s.
 	HoldKnown time.Duration
+	// MaxFlowsPerClient is how many flows one client address may have; 0 is
+	// half of the capacity, negative is no limit.
+	MaxFlowsPerClient int
+	// ResetGoneBackends answers the next packet of a TCP connection whose
+	// backend no longer serves with a reset. Otherwise the connection is kept
+	// to its end, as the kernel's own rules would.
+	ResetGoneBackends bool
 	// Timeouts of flows; zero values are the flow table's defaults.
 	Timeouts flowtable.Timeouts
 	// ReplaceForeignXDP allows a program that is not ours to be replaced.
@@ -173,6 +180,7 @@ func (c Config) withDefaults() Config {
 	def(&c.FrameSize, 4096)
 	def(&c.RingSize, 2048)
 	def(&c.FlowCapacity, 65536)
+	def(&c.MaxFlowsPerClient, max(1, c.FlowCapacity/2))
 	if c.ReturnPort == "" {
 		c.ReturnPort = "sluice"
 	}

@@ -49,6 +49,7 @@ type Dataplane struct {
 	snapshot    atomic.Pointer[service.Snapshot]
 	publishedAt atomic.Uint64 // monotonic ns
 	running     atomic.Bool
+	pressed     chan struct{} // by workers: a grace period is wanted
 
 	publishing sync.Mutex
 	addresses  map[[16]byte]bool // what the classifier serves; guarded by publishing

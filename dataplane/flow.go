@@ -14,13 +14,14 @@ import (
 // frame of a flow selects a backend and inserts the flow.
 
 const (
-	protoTCP = 6
-	protoUDP = 17
+	protoTCP  = 6
+	protoUDP  = 17
+	protoSCTP = 132
 
-	flagFIN = 1 << 0
 	flagSYN = 1 << 1
-	flagRST = 1 << 2
 	flagACK = 1 << 4
+
+	chunkInit = 1
 )
 
 // portTries is how many source ports are tried when the client's own collides
@@ -39,37 +40,70 @@ func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
 	}
 	p := &w.b.packets[i]
 	t := w.d.table
-	if s := w.snapshot; s != nil && t.Generation(ref.Record) != s.Generation && !w.recheck(i, ref, s) {
-		return w.first(i)
+	if s := w.snapshot; s != nil && t.Generation(ref.Record) != s.Generation {
+		switch w.recheck(p, ref, s) {
+		case beginsAnew:
+			return w.first(i)
+		case isReset:
+			w.reject(i, BackendGone)
+			return flowtable.Ref{}
+		}
 	}
 	// A new connection on the tuple of one that is over starts anew: its
 	// backend may be gone, and is at the least another choice.
-	if p.Proto == protoTCP && p.TCPFlags&(flagSYN|flagACK) == flagSYN && t.Closing(ref.Record) {
+	if p.Proto == protoTCP && opens(p) && t.Closing(ref.Record) {
 		t.Remove(ref.Record)
 		return w.first(i)
 	}
 	return ref
 }
 
-// recheck binds a flow to a newer snapshot. It reports false when the flow has
-// ended: a UDP flow whose backend no longer serves, or whose Service is gone,
-// and a TCP connection that is only now opening to such a backend. Established
-// TCP is kept to its end.
-func (w *worker) recheck(i int, ref flowtable.Ref, s *service.Snapshot) bool {
+// opens reports whether a packet opens a connection, as far as its protocol has
+// any.
+func opens(p *nat.Packet) bool {
+	switch p.Proto {
+	case protoTCP:
+		return p.TCPFlags&(flagSYN|flagACK) == flagSYN
+	case protoSCTP:
+		return p.Chunk == chunkInit
+	}
+	return true
+}
+
+// checked is what a newer snapshot means for a flow.
+type checked uint8
+
+const (
+	goesOn     checked = iota
+	beginsAnew         // the flow is gone, the frame begins another
+	isReset            // the flow is gone, and its client is to be told
+)
+
+// recheck binds a flow to a newer snapshot. A flow whose Service is gone, or whose
+// backend no longer serves, ends: UDP, and connections that are only now opening, begin
+// anew; established ones are kept to their end, or reset if the configuration says so.
+func (w *worker) recheck(p *nat.Packet, ref flowtable.Ref, s *service.Snapshot) checked {
 	t := w.d.table
 	var f flowtable.Flow
 	t.Flow(ref.Record, &f)
-	sp := s.Lookup(&service.Frontend{Addr: f.Frontend, Port: f.FrontendPort, Proto: f.Proto})
-	if sp == nil || !sp.Serving(&service.Backend{Addr: f.Backend, Port: f.BackendPort}) {
-		p := &w.b.packets[i]
-		opening := p.Proto == protoTCP && p.TCPFlags&(flagSYN|flagACK) == flagSYN
-		if f.Proto == protoUDP || opening {
+	if !serves(s, &f) {
+		switch {
+		case opens(p):
 			t.Remove(ref.Record)
-			return false
+			return beginsAnew
+		case w.d.cfg.ResetGoneBackends && p.Proto == protoTCP:
+			t.Remove(ref.Record)
+			return isReset
 		}
 	}
 	t.SetGeneration(ref.Record, s.Generation)
-	return true
+	return goesOn
+}
+
+// serves reports whether a flow may stay with its backend.
+func serves(s *service.Snapshot, f *flowtable.Flow) bool {
+	sp := s.Lookup(&service.Frontend{Addr: f.Frontend, Port: f.FrontendPort, Proto: f.Proto})
+	return sp != nil && sp.Serving(&service.Backend{Addr: f.Backend, Port: f.BackendPort})
 }
 
 // first selects a backend for frame i, which is of no known flow, and inserts the
@@ -103,9 +137,10 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		return none
 	}
 	// In front of the kernel's own rules a connection in mid-stream that is
-	// not in the table is the kernel's, or nobody's.
-	if w.d.cfg.Mode == ModeFront && p.Proto == protoTCP && p.TCPFlags&(flagSYN|flagACK|flagRST|flagFIN) != flagSYN {
-		w.giveBack(i, NotServed)
+	// not in the table is the kernel's, or nobody's. Alone, the hash leads it
+	// to the backend that it had, unless it is the end of one.
+	if !opens(p) && (w.d.cfg.Mode == ModeFront || p.Proto == protoTCP && flowtable.StartOf(p.TCPFlags) == flowtable.NoStart) {
+		w.giveBack(i, MidStream)
 		return none
 	}
 	be := sp.Select(p.Src, p.SrcPort, &fe, w.random())
@@ -143,9 +178,16 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		case flowtable.Inserted, flowtable.Exists:
 			// Exists: another frame of the flow was first, and its
 			// choice of backend holds.
+			if w.d.table.Urgent() {
+				w.d.press()
+			}
 			return ref
 		case flowtable.Full:
+			w.d.press()
 			w.giveBack(i, TableFull)
+			return none
+		case flowtable.OverCap:
+			w.giveBack(i, ClientOverCap)
 			return none
 		}
 		f.SourcePort = w.randomPort(p.SrcPort)
@@ -238,13 +280,29 @@ func (w *worker) handBack(d *xsk.Desc, frame []byte, p *nat.Packet, parsed nat.R
 		return
 	}
 	if in.partial && parsed == nat.OK {
-		p.DetectPartial(frame)
+		if p.DetectPartial(frame); p.Partial && p.Proto == protoSCTP {
+			p.Complete(frame) // no device does it for us
+		}
 	}
 	w.send(d, frame, p, ret, &ret.outerMAC, &macReturned, reason)
 }
 
-// reject answers frame i with port unreachable, from the address that it asked
-// for, and ends it.
+// sctp ends frame i, which nat named SCTP.
+func (w *worker) sctp(i int) {
+	b := &w.b
+	p := &b.packets[i]
+	if r := p.ParseSCTP(b.frames[i]); r != nat.OK {
+		w.giveBack(i, unparsed(r))
+		return
+	}
+	b.parsed[i] = nat.OK
+	if ref := w.flow(i, w.lookupOne(p)); ref.Record != 0 {
+		w.translate(i, ref)
+	}
+}
+
+// reject answers frame i from the address that it asked for, with port unreachable
+// or, where its backend is gone, with a reset; and ends it.
 func (w *worker) reject(i int, reason Reason) {
 	b := &w.b
 	p := &b.packets[i]
@@ -262,7 +320,12 @@ func (w *worker) reject(i int, reason Reason) {
 	}
 	addr = w.d.umem.Payload(addr)
 	answer := w.d.umem.Frame(addr, uint32(w.d.umem.MaxReceive()))
-	n := nat.BuildUnreachable(answer, b.frames[i], p, p.Dst)
+	n := 0
+	if reason == BackendGone {
+		n = nat.BuildReset(answer, b.frames[i], p)
+	} else {
+		n = nat.BuildUnreachable(answer, b.frames[i], p, p.Dst)
+	}
 	if n == 0 {
 		w.cache.Put(addr)
 		w.drop(i, RejectRefused)

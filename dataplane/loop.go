@@ -100,20 +100,27 @@ func (w *worker) decide() {
 	k := 0
 	hw := w.in.port.hw.Load()
 	for i := range b.n {
+		var ref flowtable.Ref
+		if b.parsed[i] == nat.OK {
+			ref = b.refs[k]
+			k++
+		}
 		switch {
 		case b.frames[i] == nil:
 			w.end(BadDescriptor)
+		case hw != 0 && len(b.frames[i]) >= etherLen && stationOf(b.frames[i]) != hw:
+			w.drop(i, OtherHost)
+		case b.parsed[i] == nat.Fragment:
+			w.fragment(i)
+		case b.parsed[i] == nat.ICMP || b.parsed[i] == nat.ICMPv6:
+			w.icmpError(i)
+		case b.parsed[i] == nat.SCTP:
+			w.sctp(i)
 		case b.parsed[i] == nat.BadTCPFlags && w.isReply(i):
 			w.drop(i, InvalidReply)
 		case b.parsed[i] != nat.OK:
 			w.giveBack(i, unparsed(b.parsed[i]))
 		default:
-			ref := b.refs[k]
-			k++
-			if hw != 0 && stationOf(b.frames[i]) != hw {
-				w.drop(i, OtherHost)
-				continue
-			}
 			if ref = w.flow(i, ref); ref.Record != 0 {
 				w.translate(i, ref)
 			}
@@ -124,8 +131,7 @@ func (w *worker) decide() {
 // isReply reports whether a frame that was refused for its TCP flags belongs to
 // a known flow as a reply. The client must never see the backend's address.
 func (w *worker) isReply(i int) bool {
-	p := &w.b.packets[i]
-	ref := w.d.table.Lookup(&flowtable.Tuple{Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, Proto: p.Proto})
+	ref := w.lookupOne(&w.b.packets[i])
 	return ref.Record != 0 && ref.Direction == flowtable.Reply
 }
 

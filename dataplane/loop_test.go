@@ -52,7 +52,7 @@ func newRig(tb testing.TB, flows int) *rig {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	umem, err := xsk.NewUmem(xsk.UmemConfig{Frames: 4 * batchSize})
+	umem, err := xsk.NewUmem(xsk.UmemConfig{Frames: 2048})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/sluice-net/sluice/flowtable"
@@ -27,16 +28,61 @@ func (d *Dataplane) maintain(ctx context.Context) {
 	collect := time.NewTicker(collectEvery)
 	defer collect.Stop()
 	budget := max(1024, d.table.Stats().Capacity/sweepTurns)
+	var full fullness
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-collect.C:
 			d.collectAdjacencies()
+		case <-d.pressed:
+			d.reclaim(ctx)
 		case <-turn.C:
 			d.table.Expire(flowtable.TickOf(d.clock.now()), budget)
+			d.table.Reconcile(budget, d.keep)
 			d.reclaim(ctx)
+			full.report(d.table.Stats(), d.log)
 		}
+	}
+}
+
+// press asks for a grace period sooner than usual: removed records are wanted. Any
+// thread; it never waits.
+func (d *Dataplane) press() {
+	select {
+	case d.pressed <- struct{}{}:
+	default:
+	}
+}
+
+// keep says whether a flow that may see no packet is kept: not one that is bound to
+// nothing any more, unless it is an established connection, which has its own end.
+func (d *Dataplane) keep(e *flowtable.Entry) bool {
+	s := d.snapshot.Load()
+	if s == nil || e.Flow.Generation == s.Generation || serves(s, &e.Flow) {
+		return true
+	}
+	return e.Flow.Proto != protoUDP
+}
+
+// fullness is what was last said of a table under pressure.
+type fullness struct {
+	said       bool
+	shed, full uint64
+}
+
+// report says once that flows are shed or refused, and once that it is over.
+func (f *fullness) report(s flowtable.Stats, log *slog.Logger) {
+	pressed := s.Shed > f.shed || s.Full() > f.full
+	f.shed, f.full = s.Shed, s.Full()
+	switch {
+	case pressed && !f.said:
+		f.said = true
+		log.Warn("the flow table is full: unanswered flows are shed, oldest first; then new ones are refused",
+			"flows", s.Flows, "capacity", s.Capacity, "shed", s.Shed, "refused", s.Full())
+	case f.said && !pressed && s.Flows < s.Capacity*8/10:
+		f.said = false
+		log.Info("the flow table has room again", "flows", s.Flows, "capacity", s.Capacity, "shed", s.Shed, "refused", s.Full())
 	}
 }
 

@@ -30,7 +30,7 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{cfg: cfg, log: log, addresses: map[[16]byte]bool{}}
+	d := &Dataplane{cfg: cfg, log: log, addresses: map[[16]byte]bool{}, pressed: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			d.cfg.OnExit = OnExitRemove
@@ -193,8 +193,9 @@ func (d *Dataplane) load() error {
 // openTable adopts the flow table in the maps, or formats a new one.
 func (d *Dataplane) openTable() error {
 	index, records := d.prog.FlowIndex(), d.prog.FlowRecords()
+	options := flowtable.Options{Timeouts: d.cfg.Timeouts, MaxPerClient: max(0, d.cfg.MaxFlowsPerClient)}
 	if d.prog.Adopted() {
-		table, report, err := flowtable.Open(index, records, d.cfg.Timeouts)
+		table, report, err := flowtable.OpenWith(index, records, options)
 		if err == nil {
 			d.table = table
 			d.log.Info("took over the flow table", "flows", report.Flows, "torn", report.Torn, "cells", report.Cells)
@@ -208,7 +209,7 @@ func (d *Dataplane) openTable() error {
 	if err != nil {
 		return err
 	}
-	d.table, _, err = flowtable.Open(index, records, d.cfg.Timeouts)
+	d.table, _, err = flowtable.OpenWith(index, records, options)
 	return err
 }
 
@@ -280,9 +281,10 @@ func (d *Dataplane) openUmem(direct []*port) error {
 	}
 	frames := d.cfg.Frames
 	if frames == 0 {
-		// A full fill ring for each queue; a ring of transmission and two
-		// slabs of cache for each worker; some to spare.
-		frames = queues*d.cfg.RingSize + d.cfg.Workers*(d.cfg.RingSize+4*batchSize)
+		// A full fill ring for each queue; for each worker a ring of
+		// transmission, two slabs of cache, and fragments that wait; some
+		// to spare.
+		frames = queues*d.cfg.RingSize + d.cfg.Workers*(d.cfg.RingSize+4*batchSize+maxWaiting)
 	}
 	var err error
 	d.umem, err = xsk.NewUmem(xsk.UmemConfig{Frames: frames, FrameSize: d.cfg.FrameSize, CheckFrames: d.cfg.Debug})

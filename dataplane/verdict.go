@@ -39,27 +39,35 @@ const (
 	ForwardReturn               // to the backend, by the return port
 	ReplyDirect                 // to the client, by a direct port
 	ReplyReturn                 // to the client, by the return port
+	ErrorDirect                 // an ICMP error about a flow, by a direct port
+	ErrorReturn                 // an ICMP error about a flow, by the return port
 
-	NoSnapshot     // nothing is programmed yet
-	NotServed      // neither a frontend's address nor a flow's tuple (any more)
-	TTLExceeded    // the kernel answers it
-	UnservedPath   // the backend's replies would not come back through a port
-	HairpinToSelf  // the backend is the client, and the node has no address to show it
-	TableFull      // no room for the flow
-	NoFreePort     // every source port tried collides at the backend
-	NoEndpoints    // rejected: no usable endpoint anywhere
-	UnknownPort    // rejected: the address is a frontend's, the port is not
-	NoLocal        // dropped: policy Local, and no endpoint on this node
-	SpoofedSource  // dropped: the source does not live behind this port
-	RejectLimited  // dropped: too many rejects in this second
-	RejectRefused  // dropped: an answer to this frame may not be sent
-	OtherHost      // dropped: flooded to us, but sent to another station
-	InvalidReply   // dropped: a reply that the kernel's own NAT would let out untranslated
-	ReturnLoop     // dropped: came from the node's kernel and would go back to it
-	TxFull         // dropped: no room in the ring of transmission
-	BadDescriptor  // dropped: the kernel named a frame outside the umem
-	NoFrame        // dropped: no free frame for the answer
-	firstNatReason // returned: nat.Reason(1) and so on
+	NoSnapshot      // nothing is programmed yet
+	MidStream       // of a connection that the kernel began, or that nobody has
+	NotServed       // neither a frontend's address nor a flow's tuple (any more)
+	TTLExceeded     // the kernel answers it
+	UnservedPath    // the backend's replies would not come back through a port
+	HairpinToSelf   // the backend is the client, and the node has no address to show it
+	TableFull       // no room for the flow
+	ClientOverCap   // its client has as many flows as one may have
+	FragmentExpired // the first fragment of its datagram did not come
+	NoFreePort      // every source port tried collides at the backend
+	NoEndpoints     // rejected: no usable endpoint anywhere
+	BackendGone     // rejected with a reset: the connection's backend no longer serves
+	UnknownPort     // rejected: the address is a frontend's, the port is not
+	NoLocal         // dropped: policy Local, and no endpoint on this node
+	SpoofedSource   // dropped: the source does not live behind this port
+	RejectLimited   // dropped: too many rejects in this second
+	RejectRefused   // dropped: an answer to this frame may not be sent
+	FragmentOverlap // dropped: of a datagram whose fragments overlap
+	FragmentAgain   // dropped: this fragment came before
+	OtherHost       // dropped: flooded to us, but sent to another station
+	InvalidReply    // dropped: a reply that the kernel's own NAT would let out untranslated
+	ReturnLoop      // dropped: came from the node's kernel and would go back to it
+	TxFull          // dropped: no room in the ring of transmission
+	BadDescriptor   // dropped: the kernel named a frame outside the umem
+	NoFrame         // dropped: no free frame for the answer
+	firstNatReason  // returned: nat.Reason(1) and so on
 )
 
 // numReasons counts ours and nat's.
@@ -69,29 +77,37 @@ var reasonWords = [firstNatReason]struct {
 	word    string
 	verdict Verdict
 }{
-	ForwardDirect: {"forward_direct", Translated},
-	ForwardReturn: {"forward_return", Translated},
-	ReplyDirect:   {"reply_direct", Translated},
-	ReplyReturn:   {"reply_return", Translated},
-	NoSnapshot:    {"no_snapshot", Returned},
-	NotServed:     {"not_served", Returned},
-	TTLExceeded:   {"ttl_exceeded", Returned},
-	UnservedPath:  {"unserved_path", Returned},
-	HairpinToSelf: {"hairpin", Returned},
-	TableFull:     {"table_full", Returned},
-	NoFreePort:    {"no_free_port", Returned},
-	NoEndpoints:   {"no_endpoints", Rejected},
-	UnknownPort:   {"unknown_port", Rejected},
-	NoLocal:       {"no_local_endpoints", Dropped},
-	SpoofedSource: {"spoofed_source", Dropped},
-	RejectLimited: {"reject_limited", Dropped},
-	RejectRefused: {"reject_refused", Dropped},
-	OtherHost:     {"other_host", Dropped},
-	InvalidReply:  {"invalid_reply", Dropped},
-	ReturnLoop:    {"return_loop", Dropped},
-	TxFull:        {"tx_full", Dropped},
-	BadDescriptor: {"bad_descriptor", Dropped},
-	NoFrame:       {"no_frame", Dropped},
+	ForwardDirect:   {"forward_direct", Translated},
+	ForwardReturn:   {"forward_return", Translated},
+	ReplyDirect:     {"reply_direct", Translated},
+	ReplyReturn:     {"reply_return", Translated},
+	ErrorDirect:     {"error_direct", Translated},
+	ErrorReturn:     {"error_return", Translated},
+	NoSnapshot:      {"no_snapshot", Returned},
+	MidStream:       {"mid_stream", Returned},
+	NotServed:       {"not_served", Returned},
+	TTLExceeded:     {"ttl_exceeded", Returned},
+	UnservedPath:    {"unserved_path", Returned},
+	HairpinToSelf:   {"hairpin", Returned},
+	ClientOverCap:   {"client_over_cap", Returned},
+	TableFull:       {"table_full", Returned},
+	FragmentExpired: {"fragment_expired", Returned},
+	NoFreePort:      {"no_free_port", Returned},
+	NoEndpoints:     {"no_endpoints", Rejected},
+	BackendGone:     {"backend_gone", Rejected},
+	UnknownPort:     {"unknown_port", Rejected},
+	NoLocal:         {"no_local_endpoints", Dropped},
+	SpoofedSource:   {"spoofed_source", Dropped},
+	RejectLimited:   {"reject_limited", Dropped},
+	RejectRefused:   {"reject_refused", Dropped},
+	FragmentOverlap: {"fragment_overlap", Dropped},
+	FragmentAgain:   {"fragment_again", Dropped},
+	OtherHost:       {"other_host", Dropped},
+	InvalidReply:    {"invalid_reply", Dropped},
+	ReturnLoop:      {"return_loop", Dropped},
+	TxFull:          {"tx_full", Dropped},
+	BadDescriptor:   {"bad_descriptor", Dropped},
+	NoFrame:         {"no_frame", Dropped},
 }
 
 // unparsed is the reason of a frame that nat would not parse.

@@ -100,8 +100,10 @@ type worker struct {
 	tick     flowtable.Tick
 	target   flowtable.Target
 	rejects  tokenBucket
-	rng      rand.PCG
-	resolve  func([16]byte) *adjacency
+	// fragments of datagrams that are on their way.
+	fragments *fragments
+	rng       rand.PCG
+	resolve   func([16]byte) *adjacency
 
 	counts   [numReasons]uint64
 	ended    Reason // of the last frame
@@ -149,6 +151,7 @@ func (b *tokenBucket) take(now uint64) bool {
 func newWorker(d *Dataplane, id int) *worker {
 	w := &worker{id: id, d: d, touched: make([]int, 0, batchSize), resolve: d.egress.resolve}
 	w.rng.Seed(rand.Uint64(), rand.Uint64())
+	w.fragments = newFragments(w.random(), d.cfg.Mode)
 	return w
 }
 
@@ -186,6 +189,10 @@ func (w *worker) run() (err error) {
 	// What is in the rings still gets its verdict.
 	for w.pass() {
 	}
+	for w.fragments.oldest != 0 {
+		w.forget(w.fragments.oldest)
+	}
+	w.flush()
 	w.reap()
 	return nil
 }
@@ -199,6 +206,10 @@ func (w *worker) pass() bool {
 		w.beat()
 	}
 	w.tick = flowtable.TickOf(w.now)
+	if w.fragments.oldest != 0 {
+		w.expireFragments()
+		w.flush()
+	}
 	had := false
 	for _, q := range w.queues {
 		if w.serve(q) {
