@@ -13,11 +13,12 @@ import (
 	"pgregory.net/rapid"
 )
 
-func unreachable(tb testing.TB, frame []byte, p *Packet, from [16]byte) []byte {
+// answer has an answer built, and sees to it that only that is written.
+func answer(tb testing.TB, frame []byte, build func(dst []byte) int) []byte {
 	tb.Helper()
 	before := bytes.Clone(frame)
 	dst := bytes.Repeat([]byte{0xee}, UnreachableSize+8)
-	n := BuildUnreachable(dst, frame, p, from)
+	n := build(dst)
 	if !bytes.Equal(frame, before) {
 		tb.Fatalf("the offending frame was changed\n got %x\nwant %x", frame, before)
 	}
@@ -27,6 +28,21 @@ func unreachable(tb testing.TB, frame []byte, p *Packet, from [16]byte) []byte {
 		}
 	}
 	return dst[:n]
+}
+
+func unreachable(tb testing.TB, frame []byte, p *Packet, from [16]byte) []byte {
+	tb.Helper()
+	return answer(tb, frame, func(dst []byte) int { return BuildUnreachable(dst, frame, p, from) })
+}
+
+func timeExceeded(tb testing.TB, frame []byte, p *Packet, from [16]byte) []byte {
+	tb.Helper()
+	return answer(tb, frame, func(dst []byte) int { return BuildTimeExceeded(dst, frame, p, from) })
+}
+
+func tooBig(tb testing.TB, frame []byte, p *Packet, from [16]byte, mtu uint16) []byte {
+	tb.Helper()
+	return answer(tb, frame, func(dst []byte) int { return BuildTooBig(dst, frame, p, from, mtu) })
 }
 
 func TestBuildUnreachable(t *testing.T) {
@@ -132,6 +148,123 @@ func unhex(tb testing.TB, s string) []byte {
 	return b
 }
 
+func TestBuildTimeExceeded(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spec  spec
+		quote int
+	}{
+		{"tcp4", spec{ttl: 1}, 40},
+		{"udp4 cut", spec{ttl: 1, udp: true, payload: number(900)}, 548},
+		{"udp4, tags, options", spec{ttl: 1, udp: true, tags: []uint16{3, 4}, options: []byte{1, 1, 1, 1}}, 32},
+		{"sctp4", spec{ttl: 1, sctp: true}, 52},
+		{"tcp6", spec{ttl: 1, ipv6: true, tags: []uint16{3}}, 60},
+		{"udp6 cut, extension", spec{ttl: 1, ipv6: true, udp: true, payload: number(1400), ext: []ext{padExt(headerDestination)}}, 1232},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			frame := build(t, c.spec)
+			p := new(Packet)
+			if p.Parse(frame) == SCTP {
+				p = mustParseSCTP(t, frame)
+			}
+			quote := frame[p.L3:][:c.quote]
+			head := Ether(nodeMAC, clientMAC, c.spec.tags...)
+			if c.spec.ipv6 {
+				check(t, timeExceeded(t, frame, p, node6), head, IPv6(SrcAddr(node6), DstAddr(client6), TTL(64), Length(48+c.quote), ICMPError(3, 0, quote)))
+			} else {
+				check(t, timeExceeded(t, frame, p, node4), head, IPv4(SrcAddr(node4), DstAddr(client4), TTL(64), TOS(0xc0), Length(28+c.quote), ICMPError(11, 0, quote)))
+			}
+		})
+	}
+}
+
+func TestBuildTooBig(t *testing.T) {
+	frame := build(t, spec{payload: number(1400), tos: 0x28})
+	p := mustParse(t, frame)
+	check(t, tooBig(t, frame, p, node4, 1280), Ether(nodeMAC, clientMAC),
+		IPv4(SrcAddr(node4), DstAddr(client4), TTL(64), TOS(0xc8), Length(576), ICMPErrorMTU(3, 4, 1280, frame[14:][:548])))
+	may := set(6, 0)(bytes.Clone(frame))
+	if got := tooBig(t, may, mustParse(t, may), node4, 1280); len(got) != 0 {
+		t.Errorf("may be fragmented, but answered with %x", got)
+	}
+	frame = build(t, spec{ipv6: true, payload: number(1400)})
+	p = mustParse(t, frame)
+	for mtu, want := range map[uint16]uint32{1400: 1400, 1280: 1280, 1000: 1280, 0: 1280, 65535: 65535} {
+		check(t, tooBig(t, frame, p, node6, mtu), Ether(nodeMAC, clientMAC),
+			IPv6(SrcAddr(node6), DstAddr(client6), TTL(64), Length(1280), ICMPErrorMTU(2, 0, want, frame[14:][:1232])))
+	}
+}
+
+// What an error may be sent about, by the rules of RFC 1122 and RFC 4443, which the
+// kernel keeps in icmp_send and icmp6_send.
+func TestErrorsAnswerable(t *testing.T) {
+	icmp := func(kind byte) func([]byte) []byte {
+		return func(f []byte) []byte { f[34] = kind; return set(9, protoICMP)(f) }
+	}
+	icmp6 := func(kind byte) func([]byte) []byte {
+		return func(f []byte) []byte { f[54] = kind; return set(6, protoICMPv6)(f) }
+	}
+	cut := func(i int) func([]byte) []byte {
+		return func(f []byte) []byte { return fragments(t, f, 48, 1, 0)[i] }
+	}
+	long := number(99)
+	for _, c := range []struct {
+		name   string
+		spec   spec
+		change func([]byte) []byte
+		from   [16]byte
+		want   bool
+	}{
+		{"tcp with a wrong checksum", spec{}, raw(50, 1, 2), node4, true},
+		{"echo", spec{udp: true}, icmp(8), node4, true},
+		{"echo reply", spec{udp: true}, icmp(0), node4, true},
+		{"unreachable", spec{udp: true}, icmp(3), node4, false},
+		{"redirect", spec{udp: true}, icmp(5), node4, false},
+		{"time exceeded", spec{udp: true}, icmp(11), node4, false},
+		{"icmp of an unknown type", spec{udp: true}, icmp(19), node4, false},
+		{"icmp without a type", spec{udp: true}, func(f []byte) []byte { f = icmp(8)(f)[:34]; fixLengths(f); return f }, node4, false},
+		{"first fragment", spec{udp: true, payload: long}, cut(0), node4, true},
+		{"later fragment", spec{udp: true, payload: long}, cut(1), node4, false},
+		{"to multicast", spec{dst: addr("224.0.0.251")}, nil, node4, false},
+		{"to broadcast", spec{dst: addr("255.255.255.255")}, nil, node4, false},
+		{"to a group mac", spec{}, raw(0, 1), node4, false},
+		{"from a group mac", spec{}, raw(6, 1), node4, false},
+		{"from loopback", spec{}, set(12, 127), node4, false},
+		{"gre", spec{}, set(9, 47), node4, false},
+		{"not from an address of its family", spec{}, nil, node6, false},
+		{"ipv6 echo", spec{ipv6: true, udp: true}, icmp6(128), node6, true},
+		{"ipv6 error", spec{ipv6: true, udp: true}, icmp6(1), node6, false},
+		{"ipv6 unknown error", spec{ipv6: true, udp: true}, icmp6(127), node6, false},
+		{"ipv6 redirect", spec{ipv6: true, udp: true}, icmp6(137), node6, false},
+		{"ipv6 multicast", spec{ipv6: true, dst: addr("ff02::fb")}, nil, node6, false},
+		{"ipv6 first fragment", spec{ipv6: true, udp: true, payload: long}, cut(0), node6, true},
+		{"ipv6 later fragment", spec{ipv6: true, udp: true, payload: long}, cut(1), node6, false},
+		{"ipv6 first fragment of an echo", spec{ipv6: true, udp: true, payload: long}, func(f []byte) []byte { f = cut(0)(f); f[54], f[62] = protoICMPv6, 128; return f }, node6, true},
+		{"ipv6 first fragment of an error", spec{ipv6: true, udp: true, payload: long}, func(f []byte) []byte { f = cut(0)(f); f[54], f[62] = protoICMPv6, 1; return f }, node6, false},
+		{"ipv6 not from an address of its family", spec{ipv6: true}, nil, node4, false},
+	} {
+		frame := build(t, c.spec)
+		if c.change != nil {
+			frame = c.change(frame)
+		}
+		var p Packet
+		r := p.Parse(frame)
+		if got := timeExceeded(t, frame, &p, c.from); (len(got) > 0) != c.want {
+			t.Errorf("%s: time exceeded %x, want one: %v", c.name, got, c.want)
+		}
+		df := c.spec.ipv6 || p.L3 > 0 && frame[p.L3+6]&0x40 != 0
+		if got := tooBig(t, frame, &p, c.from, 1280); (len(got) > 0) != (c.want && df) {
+			t.Errorf("%s: too big %x, want one: %v", c.name, got, c.want)
+		}
+		var f Piece
+		if r == Fragment && f.Parse(frame, &p) == OK {
+			if got := timeExceeded(t, frame, &p, c.from); (len(got) > 0) != c.want {
+				t.Errorf("%s, parsed: time exceeded %x, want one: %v", c.name, got, c.want)
+			}
+		}
+	}
+}
+
 func TestUnreachableIsNotSent(t *testing.T) {
 	corrupt := func(f []byte) []byte { f[len(f)-1] ^= 1; return f }
 	for _, c := range []struct {
@@ -235,13 +368,19 @@ func TestUnreachableFinishesPartialQuote(t *testing.T) {
 	}
 }
 
-func TestUnreachableProperties(t *testing.T) {
+func TestAnswerProperties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := drawSpec(rt)
 		frame := build(t, s)
 		p := mustParse(t, frame)
 		p.DetectPartial(frame)
 		checkUnreachable(t, frame, p)
+		from := node4
+		if p.IPv6 {
+			from = node6
+		}
+		checkError(t, frame, p, timeExceeded(t, frame, p, from))
+		checkError(t, frame, p, tooBig(t, frame, p, from, rapid.Uint16().Draw(rt, "mtu")))
 	})
 }
 
@@ -278,21 +417,85 @@ func checkUnreachable(t *testing.T, frame []byte, p *Packet) {
 	}
 }
 
-func FuzzUnreachable(f *testing.F) {
+func FuzzAnswers(f *testing.F) {
 	for _, frame := range seeds(f) {
 		f.Add(frame, true)
 	}
 	f.Add(build(f, spec{udp: true, payload: make([]byte, 600)}), false)
 	f.Add(build(f, spec{ipv6: true, tcp: layers.TCP{ACK: true}, payload: make([]byte, 1300)}), false)
 	f.Fuzz(func(t *testing.T, frame []byte, detect bool) {
+		frame = repaired(frame)
 		var p Packet
-		if r := p.Parse(frame); r == OK || r == BadTCPFlags {
-			if detect {
-				p.DetectPartial(frame)
+		r := p.Parse(frame)
+		switch r {
+		case OK, BadTCPFlags:
+		case SCTP:
+			p.ParseSCTP(frame)
+		case Fragment:
+			var f Piece
+			f.Parse(frame, &p)
+			detect = false
+		default:
+			if got := unreachable(t, frame, &p, node4); len(got) != 0 {
+				t.Fatalf("%v, but answered with %x", r, got)
 			}
+			detect = false
+		}
+		if detect && (r != SCTP || p.DstPort != 0) {
+			p.DetectPartial(frame)
+		}
+		from := node4
+		if p.IPv6 {
+			from = node6
+		}
+		if r == OK || r == BadTCPFlags {
 			checkUnreachable(t, frame, &p)
-		} else if got := unreachable(t, frame, &p, node4); len(got) != 0 {
-			t.Fatalf("%v, but answered with %x", r, got)
+		}
+		checkError(t, frame, &p, timeExceeded(t, frame, &p, from))
+		checkError(t, frame, &p, tooBig(t, frame, &p, from, 1300))
+		if err := checkReset(frame, &p, reset(t, frame, &p)); err != nil {
+			t.Fatal(err)
 		}
 	})
+}
+
+// checkError holds any error against the packet that it answers.
+func checkError(t *testing.T, frame []byte, p *Packet, got []byte) {
+	t.Helper()
+	if len(got) == 0 {
+		return
+	}
+	if p.Src == p.Dst {
+		return // land: the quote is not stray, but that is all the luck of it
+	}
+	var q Packet
+	if r := q.Parse(got); r != ICMP && r != ICMPv6 {
+		t.Fatalf("the answer is %v to Parse: %x", r, got)
+	}
+	if q.Dst != p.Src || q.IPv6 != p.IPv6 || int(q.End) != len(got) || int(q.End-q.L3) > map[bool]int{false: 576, true: 1280}[p.IPv6] {
+		t.Fatalf("answer %+v to %+v", q, p)
+	}
+	s := slowSum(got[q.L4:])
+	if p.IPv6 {
+		s = slowTransport(q.Src, q.Dst, protoICMPv6, got[q.L4:])
+	}
+	if s != 0xffff {
+		t.Fatalf("answer sums to %#04x: %x", s, got)
+	}
+	quote := got[q.L4+8:]
+	if !p.Partial && !bytes.HasPrefix(frame[p.L3:p.End], quote) {
+		t.Fatalf("quoted %x\n    of %x", quote, frame)
+	}
+	// Never an answer to an answer, and what we quote is what we can read.
+	if n := BuildTimeExceeded(make([]byte, UnreachableSize), got, &q, q.Dst); n != 0 {
+		t.Fatalf("an error was answered: %x", got)
+	}
+	if p.Proto == protoTCP || p.Proto == protoUDP {
+		var quoted Quote
+		r := quoted.Parse(got, &q)
+		// A first fragment may be too tiny, and a chain too long, to hold the ports.
+		if r == OK && (quoted.Src != p.Src || quoted.Dst != p.Dst) || r != OK && r != ShortQuote {
+			t.Fatalf("our own answer is %v to us: %+v %x", r, quoted, got)
+		}
+	}
 }

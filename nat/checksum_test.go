@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 )
 
@@ -241,6 +243,53 @@ func TestUpdateOtherZero(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Changes drawn at random, as many as NAT_RANDOM says: 1e9 of them take some minutes,
+// and are for a release.
+func TestUpdateRandom(t *testing.T) {
+	n, seed := 200_000, uint64(1)
+	if s := os.Getenv("NAT_RANDOM"); s != "" {
+		v, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, seed = int(v), rand.Uint64()
+	}
+	t.Logf("%d changes, seed %d", n, seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	le := binary.LittleEndian
+	// Address pair, ports, and a word for all the rest of the packet.
+	var packet [46]byte
+	for i := range n {
+		for at := 0; at < 40; at += 8 {
+			le.PutUint64(packet[at:], rnd.Uint64())
+		}
+		le.PutUint16(packet[44:], uint16(rnd.Uint32())|1)
+		check := ^slowWords(&packet)
+		oldPair, oldPorts := [32]byte(packet[:32]), le.Uint32(packet[32:])
+		at := rnd.IntN(4) * 8
+		le.PutUint64(packet[at:], rnd.Uint64())
+		le.PutUint32(packet[32:], rnd.Uint32())
+		wide := add(update16(oldPair[:], (*[16]byte)(packet[:]), (*[16]byte)(packet[16:])), updatePorts(oldPorts, le.Uint32(packet[32:])))
+		narrow := add(update4(le.Uint64(oldPair[at:]), le.Uint64(packet[at:])), updatePorts(oldPorts, le.Uint32(packet[32:])))
+		want := ^slowWords(&packet)
+		if got, got4 := updateChecksum(check, wide), updateChecksum(check, narrow); got != want || got4 != want {
+			t.Fatalf("change %d of seed %d: %#04x and %#04x, want %#04x: %x", i, seed, got, got4, want, packet)
+		}
+	}
+}
+
+// slowWords is slowSum for one length, byte-swapped, and fast enough for a billion.
+func slowWords(b *[46]byte) uint16 {
+	var s uint32
+	for i := 0; i < len(b); i += 2 {
+		s += uint32(b[i]) | uint32(b[i+1])<<8
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
 }
 
 func FuzzChecksum(f *testing.F) {

@@ -391,6 +391,7 @@ func FuzzFragments(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, frame []byte, sport, dport uint16) {
+		frame = repaired(frame)
 		before := bytes.Clone(frame)
 		var p Packet
 		if p.Parse(frame) != Fragment {

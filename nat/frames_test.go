@@ -350,6 +350,37 @@ func fixHeader(header []byte) {
 	binary.BigEndian.PutUint16(header[10:], ^slowSum(header[:n]))
 }
 
+// repaired is a copy of frame in which the checksums are right that a parser demands,
+// so that a fuzzer need not guess them: the IPv4 header's, and those of an ICMP error
+// and of the header that it quotes.
+func repaired(frame []byte) []byte {
+	frame = bytes.Clone(frame)
+	var p Packet
+	r := p.Parse(frame)
+	if r == BadHeaderChecksum {
+		l3 := etherLen
+		for binary.BigEndian.Uint16(frame[l3-2:]) != etherIPv4 {
+			l3 += tagLen
+		}
+		fixHeader(frame[l3:])
+		r = p.Parse(frame)
+	}
+	if r != ICMP && r != ICMPv6 || p.End-p.L4 < icmpLen {
+		return frame
+	}
+	message := frame[p.L4:p.End]
+	if quote := message[8:]; r == ICMP && len(quote) >= ipv4Len {
+		fixHeader(quote)
+	}
+	clear(message[2:4])
+	check := ^slowSum(message)
+	if r == ICMPv6 {
+		check = ^slowTransport(p.Src, p.Dst, protoICMPv6, message)
+	}
+	binary.BigEndian.PutUint16(message[2:], check)
+	return frame
+}
+
 // slowSum is RFC 1071 as it is told: 16-bit words, carries at the end.
 func slowSum(b []byte) uint16 {
 	var s uint64

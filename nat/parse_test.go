@@ -456,9 +456,12 @@ func TestParseAgreesWithGopacket(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, frame := range seeds(f) {
-		f.Add(frame)
+		f.Add(frame, true)
 	}
-	f.Fuzz(func(t *testing.T, frame []byte) {
+	f.Fuzz(func(t *testing.T, frame []byte, repair bool) {
+		if repair {
+			frame = repaired(frame)
+		}
 		before := bytes.Clone(frame)
 		var p Packet
 		r := p.Parse(frame)

@@ -421,6 +421,7 @@ func FuzzICMP(f *testing.F) {
 		f.Add(in, client4[:], backend6[:], uint16(1), uint16(0xffff))
 	}
 	f.Fuzz(func(t *testing.T, frame []byte, src, dst []byte, sport, dport uint16) {
+		frame = repaired(frame)
 		original := bytes.Clone(frame)
 		var p Packet
 		var q Quote

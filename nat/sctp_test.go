@@ -282,6 +282,7 @@ func FuzzSCTP(f *testing.F) {
 	f.Add(build(f, spec{sctp: true, partial: true, payload: join(chunk(3, 12), chunk(0, 5))}), true, uint16(80), uint16(8080))
 	f.Add(build(f, spec{sctp: true, ipv6: true, tags: []uint16{1}, ext: []ext{padExt(headerDestination)}}), false, uint16(80), uint16(8080))
 	f.Fuzz(func(t *testing.T, frame []byte, detect bool, sport, dport uint16) {
+		frame = repaired(frame)
 		before := bytes.Clone(frame)
 		var p Packet
 		if p.Parse(frame) != SCTP {
