@@ -53,7 +53,7 @@ func TestKernelUDP(t *testing.T) {
 		{ModeAlone, ConntrackRequired, ReasonNew},
 	} {
 		t.Run(fmt.Sprintf("%v conntrack %d", tt.mode, tt.conntrack), func(t *testing.T) {
-			r.load(t, func(s *Spec) { s.Mode, s.Conntrack = tt.mode, tt.conntrack })
+			r.load(t, func(s *Spec) { s.Mode, s.Conntrack, s.Fragments = tt.mode, tt.conntrack, true })
 			if asked, want := r.Conntrack() == nil, tt.want == ReasonKernelUDP; asked != want {
 				t.Errorf("asks the kernel: %t, want %t (%v)", asked, want, r.Conntrack())
 			}
@@ -62,7 +62,7 @@ func TestKernelUDP(t *testing.T) {
 			check := func(name string, p packet, want Reason) {
 				t.Helper()
 				frame := p.frame(t)
-				verdict := map[bool]string{true: "redirect", false: "pass"}[want == ReasonNew]
+				verdict := map[bool]string{true: "redirect", false: "pass"}[want < ReasonHeld]
 				if got, want := r.ingress(t, frame, r.direct, 0), (outcome{verdict, directSlot, want}); got != want {
 					t.Errorf("%s: got %v, want %v", name, got, want)
 				}
@@ -78,6 +78,21 @@ func TestKernelUDP(t *testing.T) {
 				check(f.String()+" known", packet{src: known[f], dst: frontends[f], proto: udp}, tt.want)
 				check("another port", packet{src: other, dst: frontends[f], proto: udp}, ReasonNew)
 				check("another frontend", packet{src: known[f], dst: netip.AddrPortFrom(frontends[f].Addr(), 53), proto: udp}, ReasonNew)
+				// A fragment with ports is asked the same, one without cannot be.
+				first, later := packet{src: known[f], dst: frontends[f], proto: udp, payload: 56}, packet{src: known[f], dst: frontends[f], proto: udp, l4: block}
+				if f == netlab.IPv4 {
+					first.edit, later.edit = frag4(moreFragments), frag4(8)
+				} else {
+					first.extensions, later.extensions = []extension{frag6(0, true)}, []extension{frag6(64, true)}
+				}
+				want := ReasonFragmentForward
+				if tt.want == ReasonKernelUDP {
+					want = ReasonKernelUDP
+				}
+				check("first fragment", first, want)
+				check("later fragment", later, ReasonFragmentForward)
+				first.src = other
+				check("first fragment of another port", first, ReasonFragmentForward)
 				// The question is about UDP only: a SYN begins something.
 				check("TCP of the same ports", packet{src: known[f], dst: frontends[f], proto: layers.IPProtocolTCP}, ReasonNew)
 				// And what we have begun is ours, whatever the kernel knows.

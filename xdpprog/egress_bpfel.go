@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	egressMapBackendAddrs  = "backend_addrs"
 	egressMapBeats         = "beats"
 	egressMapCounters      = "counters"
 	egressMapFlowIndex     = "flow_index"
@@ -25,11 +26,14 @@ const (
 	egressMapXsks          = "xsks"
 	egressProgSluiceEgress = "sluice_egress"
 	egressVarFlowBuckets   = "flow_buckets"
+	egressVarFragments     = "fragments"
 	egressVarHoldNs        = "hold_ns"
+	egressVarIcmpErrors    = "icmp_errors"
 	egressVarMode          = "mode"
 	egressVarOuterIfindex  = "outer_ifindex"
 	egressVarQueues        = "queues"
 	egressVarReturnSlot    = "return_slot"
+	egressVarSctp          = "sctp"
 	egressVarSlots         = "slots"
 	egressVarStaleNs       = "stale_ns"
 	egressVarUseCt         = "use_ct"
@@ -84,6 +88,7 @@ type egressProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type egressMapSpecs struct {
+	BackendAddrs  *ebpf.MapSpec `ebpf:"backend_addrs"`
 	Beats         *ebpf.MapSpec `ebpf:"beats"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	FlowIndex     *ebpf.MapSpec `ebpf:"flow_index"`
@@ -98,11 +103,14 @@ type egressMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type egressVariableSpecs struct {
 	FlowBuckets  *ebpf.VariableSpec `ebpf:"flow_buckets"`
+	Fragments    *ebpf.VariableSpec `ebpf:"fragments"`
 	HoldNs       *ebpf.VariableSpec `ebpf:"hold_ns"`
+	IcmpErrors   *ebpf.VariableSpec `ebpf:"icmp_errors"`
 	Mode         *ebpf.VariableSpec `ebpf:"mode"`
 	OuterIfindex *ebpf.VariableSpec `ebpf:"outer_ifindex"`
 	Queues       *ebpf.VariableSpec `ebpf:"queues"`
 	ReturnSlot   *ebpf.VariableSpec `ebpf:"return_slot"`
+	Sctp         *ebpf.VariableSpec `ebpf:"sctp"`
 	Slots        *ebpf.VariableSpec `ebpf:"slots"`
 	StaleNs      *ebpf.VariableSpec `ebpf:"stale_ns"`
 	UseCt        *ebpf.VariableSpec `ebpf:"use_ct"`
@@ -128,6 +136,7 @@ func (o *egressObjects) Close() error {
 //
 // It can be passed to loadEgressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type egressMaps struct {
+	BackendAddrs  *ebpf.Map `ebpf:"backend_addrs"`
 	Beats         *ebpf.Map `ebpf:"beats"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	FlowIndex     *ebpf.Map `ebpf:"flow_index"`
@@ -139,6 +148,7 @@ type egressMaps struct {
 
 func (m *egressMaps) Close() error {
 	return _EgressClose(
+		m.BackendAddrs,
 		m.Beats,
 		m.Counters,
 		m.FlowIndex,
@@ -154,11 +164,14 @@ func (m *egressMaps) Close() error {
 // It can be passed to loadEgressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type egressVariables struct {
 	FlowBuckets  *ebpf.Variable `ebpf:"flow_buckets"`
+	Fragments    *ebpf.Variable `ebpf:"fragments"`
 	HoldNs       *ebpf.Variable `ebpf:"hold_ns"`
+	IcmpErrors   *ebpf.Variable `ebpf:"icmp_errors"`
 	Mode         *ebpf.Variable `ebpf:"mode"`
 	OuterIfindex *ebpf.Variable `ebpf:"outer_ifindex"`
 	Queues       *ebpf.Variable `ebpf:"queues"`
 	ReturnSlot   *ebpf.Variable `ebpf:"return_slot"`
+	Sctp         *ebpf.Variable `ebpf:"sctp"`
 	Slots        *ebpf.Variable `ebpf:"slots"`
 	StaleNs      *ebpf.Variable `ebpf:"stale_ns"`
 	UseCt        *ebpf.Variable `ebpf:"use_ct"`

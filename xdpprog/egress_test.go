@@ -84,7 +84,7 @@ var (
 	nodeBackend6 = netip.AddrPortFrom(netlab.NodeAddr(netlab.IPv6, 1), 8080)
 )
 
-func newNodeLab(t *testing.T, mtu int) *nodeLab {
+func newNodeLab(t *testing.T, mtu int, edit func(*Spec)) *nodeLab {
 	t.Helper()
 	netlab.RequireRoot(t)
 	lab := netlab.New(t)
@@ -100,7 +100,7 @@ func newNodeLab(t *testing.T, mtu int) *nodeLab {
 	n.client.Addr("eth0", netlab.NodeAddr(netlab.IPv4, 2).String()+"/24")
 	n.client.Addr("eth0", netlab.NodeAddr(netlab.IPv6, 2).String()+"/64")
 	n.direct, n.inner, n.outer = n.ns.Index("pod"), n.ns.Index("inner"), n.ns.Index("outer")
-	n.load(t, nil)
+	n.load(t, edit)
 	if err := n.ns.Do(func() error {
 		adopted, err := n.AttachEgress(n.direct)
 		if adopted {
@@ -117,12 +117,43 @@ func newNodeLab(t *testing.T, mtu int) *nodeLab {
 	return n
 }
 
+// routes lets the node route what comes out of the return port, the node's own frames
+// too.
+func (n *nodeLab) routes(t *testing.T) {
+	t.Helper()
+	for _, dev := range []string{"all", "outer"} {
+		n.ns.Sysctl("net.ipv4.conf."+dev+".rp_filter", "0")
+		n.ns.Sysctl("net.ipv4.conf."+dev+".forwarding", "1")
+		n.ns.Sysctl("net.ipv6.conf."+dev+".forwarding", "1")
+	}
+	n.ns.Sysctl("net.ipv4.conf.outer.accept_local", "1")
+	// Without an address it takes no frames to route.
+	n.ns.Addr("outer", netlab.NodeAddr(netlab.IPv4, 200).String()+"/32")
+	for _, f := range netlab.Families {
+		n.ns.Neighbour("pod", netlab.NodeAddr(f, 2).String(), n.client.MAC("eth0"))
+	}
+}
+
+// giveBack sends frames into the return port, as the daemon does with what the
+// kernel is to route.
+func (n *nodeLab) giveBack(t *testing.T, frames ...[]byte) {
+	t.Helper()
+	in := n.ns.Inject("inner")
+	for _, f := range frames {
+		copy(f, n.ns.MAC("outer"))
+		copy(f[6:], n.ns.MAC("inner"))
+		if _, err := in.Send(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The replies of the node's own backend to a known flow come out of the return
 // port's inner end, each as a wire would carry it, and not at the client.
 func TestEgressRedirect(t *testing.T) {
 	for _, backend := range []netip.AddrPort{nodeBackend4, nodeBackend6} {
 		t.Run(backend.Addr().String(), func(t *testing.T) {
-			n := newNodeLab(t, 1500)
+			n := newNodeLab(t, 1500, nil)
 			l, err := n.ns.Listen(backend)
 			if err != nil {
 				t.Fatal(err)
@@ -201,7 +232,7 @@ func TestEgressRedirect(t *testing.T) {
 
 // The headers of a frame may lie beyond the linear part of its skb.
 func TestEgressPullsHeaders(t *testing.T) {
-	n := newNodeLab(t, 9000)
+	n := newNodeLab(t, 9000, nil)
 	client := netip.AddrPortFrom(netlab.NodeAddr(netlab.IPv4, 2), 41000)
 	n.insert(t, flowOf(client, frontend4, nodeBackend4, udp))
 	before := n.counters(t)[directSlot].Egress

@@ -340,24 +340,30 @@ var livenessCases = []struct {
 	{name: "nothing at all", known: ReasonDeadKnown, unknown: ReasonDeadNew},
 }
 
+// state makes both ports those of a daemon in such a state.
+func (r *rig) state(t *testing.T, socket, beaten bool, ago time.Duration) {
+	t.Helper()
+	for _, slot := range []int{directSlot, returnSlot} {
+		index := r.Index(slot, 0)
+		if err := r.DeleteSocket(index); err != nil {
+			t.Fatal(err)
+		}
+		if socket {
+			r.socket(t, index)
+		}
+		clear(r.BeatsMemory()[8*index:][:8])
+		if beaten {
+			r.beat(index, ago)
+		}
+	}
+}
+
 func TestLiveness(t *testing.T) {
 	r := newRig(t, nil)
 	r.insertKnown(t)
 	for _, tt := range livenessCases {
 		t.Run(tt.name, func(t *testing.T) {
-			for _, slot := range []int{directSlot, returnSlot} {
-				index := r.Index(slot, 0)
-				if err := r.DeleteSocket(index); err != nil {
-					t.Fatal(err)
-				}
-				if tt.socket {
-					r.socket(t, index)
-				}
-				clear(r.BeatsMemory()[8*index:][:8])
-				if tt.beaten {
-					r.beat(index, tt.ago)
-				}
-			}
+			r.state(t, tt.socket, tt.beaten, tt.ago)
 			verdict := func(reason Reason, away string) string {
 				switch reason {
 				case ReasonForward, ReasonReply, ReasonNew:

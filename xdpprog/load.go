@@ -90,6 +90,7 @@ func (s *Spec) sizes() map[string]uint32 {
 		xdpMapFlowIndex:     uint32(s.FlowBuckets),
 		xdpMapFlowRecords:   uint32(s.FlowRecords),
 		xdpMapFrontendAddrs: uint32(s.MaxAddresses),
+		xdpMapBackendAddrs:  uint32(s.MaxAddresses),
 		// Room for the entries of devices that vanished while nobody looked.
 		xdpMapPorts: uint32(2 * s.Slots),
 		xdpMapXsks:  sockets,
@@ -110,6 +111,7 @@ func (o *Objects) openMaps(xdp *ebpf.CollectionSpec) error {
 		{xdpMapFlowIndex, &o.maps.FlowIndex},
 		{xdpMapFlowRecords, &o.maps.FlowRecords},
 		{xdpMapFrontendAddrs, &o.maps.FrontendAddrs},
+		{xdpMapBackendAddrs, &o.maps.BackendAddrs},
 		{xdpMapPorts, &o.maps.Ports},
 		{xdpMapXsks, &o.maps.Xsks},
 		{xdpMapBeats, &o.maps.Beats},
@@ -201,6 +203,7 @@ func (o *Objects) loadPrograms(xdp, egress *ebpf.CollectionSpec) error {
 		xdpMapFlowIndex:     o.maps.FlowIndex,
 		xdpMapFlowRecords:   o.maps.FlowRecords,
 		xdpMapFrontendAddrs: o.maps.FrontendAddrs,
+		xdpMapBackendAddrs:  o.maps.BackendAddrs,
 		xdpMapPorts:         o.maps.Ports,
 		xdpMapXsks:          o.maps.Xsks,
 		xdpMapBeats:         o.maps.Beats,
@@ -263,6 +266,9 @@ func (o *Objects) setConstants(spec *ebpf.CollectionSpec, conntrack bool) error 
 		xdpVarOuterIfindex: uint32(s.OuterIfindex),
 		xdpVarReturnSlot:   uint32(s.ReturnSlot),
 		xdpVarUseCt:        conntrack,
+		xdpVarFragments:    s.Fragments,
+		xdpVarIcmpErrors:   s.ICMPErrors,
+		xdpVarSctp:         s.SCTP,
 	} {
 		v := spec.Variables[name]
 		if v == nil {

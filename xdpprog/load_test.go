@@ -27,9 +27,16 @@ func TestVerifierBudget(t *testing.T) {
 		spec        Spec
 		xdp, egress uint32
 	}{
-		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 6000, 5200},
-		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 6000, 5200},
-		{"alone", Spec{Mode: ModeAlone}, 6000, 5200},
+		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 6000, 5500},
+		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 6000, 5500},
+		{"alone", Spec{Mode: ModeAlone}, 6000, 5500},
+		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 6000, 5500},
+		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 10000, 9500},
+		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 8000, 7500},
+		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 12500, 11500},
+		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 12500, 12000},
+		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 12500, 12000},
+		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 12500, 12000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.spec.FlowBuckets, tt.spec.FlowRecords, tt.spec.OuterIfindex = 2, 2, 1
@@ -244,6 +251,42 @@ func TestIncompatiblePins(t *testing.T) {
 	}
 }
 
+// A process that knew of no fragments left no map of backends. Its flows are adopted
+// all the same.
+func TestPinsWithoutBackends(t *testing.T) {
+	dir := bpffs(t)
+	if err := load(t, small(dir)).Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "maps", xdpMapBackendAddrs)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	second := load(t, small(dir))
+	if !second.Adopted() {
+		t.Error("the flow table was not adopted")
+	}
+	if b, err := second.Backends(); err != nil || len(b) != 0 {
+		t.Errorf("backends %v, %v", b, err)
+	}
+	if err := second.UpdateBackends([][16]byte{backend4.Addr().As16(), backend6.Addr().As16()}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.UpdateBackends(nil, [][16]byte{backend4.Addr().As16()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	third := load(t, small(dir))
+	if b, err := third.Backends(); err != nil || len(b) != 1 || b[0] != backend6.Addr().As16() {
+		t.Errorf("adopted backends %v, %v", b, err)
+	}
+	if a, err := third.Addresses(); err != nil || len(a) != 0 {
+		t.Errorf("backends are no frontends: %v, %v", a, err)
+	}
+}
+
 // Counters are no reason to lose flows: an upgrade may have other reasons.
 func TestOutdatedCountersAreReplaced(t *testing.T) {
 	dir := bpffs(t)
@@ -313,6 +356,9 @@ func TestMapLimits(t *testing.T) {
 	}
 	if err := o.UpdateAddresses(many, nil); !errors.Is(err, unix.E2BIG) || !strings.Contains(err.Error(), "more than 8 entries") {
 		t.Errorf("too many addresses: %v", err)
+	}
+	if err := o.UpdateBackends(many, nil); !errors.Is(err, unix.E2BIG) || !strings.Contains(err.Error(), "more than 8 entries") {
+		t.Errorf("too many backends: %v", err)
 	}
 	// Removed before added.
 	if err := o.UpdateAddresses([][16]byte{{100}}, many[:1]); err != nil {

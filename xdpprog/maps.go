@@ -119,15 +119,8 @@ func (o *Objects) DeleteSocket(index int) error {
 // UpdateAddresses changes which addresses we serve, IPv4 as mapped addresses.
 // Those to remove are removed first, to make room.
 func (o *Objects) UpdateAddresses(add, remove [][16]byte) error {
-	for _, a := range remove {
-		if err := deleteKey(o.maps.FrontendAddrs, a); err != nil {
-			return fmt.Errorf("removing a served address: %w", err)
-		}
-	}
-	for _, a := range add {
-		if err := o.maps.FrontendAddrs.Put(a, uint32(0)); err != nil {
-			return fmt.Errorf("adding a served address: %w", full(err, o.maps.FrontendAddrs))
-		}
+	if err := updateSet(o.maps.FrontendAddrs, add, remove); err != nil {
+		return fmt.Errorf("served addresses: %w", err)
 	}
 	return nil
 }
@@ -135,15 +128,59 @@ func (o *Objects) UpdateAddresses(add, remove [][16]byte) error {
 // Addresses returns the addresses we serve, in no order: after an adoption,
 // those of the earlier process.
 func (o *Objects) Addresses() ([][16]byte, error) {
+	addresses, err := readSet(o.maps.FrontendAddrs)
+	if err != nil {
+		return nil, fmt.Errorf("served addresses: %w", err)
+	}
+	return addresses, nil
+}
+
+// UpdateBackends changes which addresses are those of backends, as
+// [Objects.UpdateAddresses] does for those we serve. Fragments from them are ours,
+// see [Spec]; nothing else asks. An address has to stay while flows to it live, or
+// the later fragments of their replies pass untranslated.
+func (o *Objects) UpdateBackends(add, remove [][16]byte) error {
+	if err := updateSet(o.maps.BackendAddrs, add, remove); err != nil {
+		return fmt.Errorf("addresses of backends: %w", err)
+	}
+	return nil
+}
+
+// Backends returns the addresses of backends, in no order: after an adoption,
+// those of the earlier process, or none if it knew of no such map.
+func (o *Objects) Backends() ([][16]byte, error) {
+	addresses, err := readSet(o.maps.BackendAddrs)
+	if err != nil {
+		return nil, fmt.Errorf("addresses of backends: %w", err)
+	}
+	return addresses, nil
+}
+
+// updateSet changes a set of addresses.
+func updateSet(set *ebpf.Map, add, remove [][16]byte) error {
+	for _, a := range remove {
+		if err := deleteKey(set, a); err != nil {
+			return fmt.Errorf("removing one: %w", err)
+		}
+	}
+	for _, a := range add {
+		if err := set.Put(a, uint32(0)); err != nil {
+			return fmt.Errorf("adding one: %w", full(err, set))
+		}
+	}
+	return nil
+}
+
+func readSet(set *ebpf.Map) ([][16]byte, error) {
 	var addresses [][16]byte
 	var key [16]byte
 	var flags uint32
-	entries := o.maps.FrontendAddrs.Iterate()
+	entries := set.Iterate()
 	for entries.Next(&key, &flags) {
 		addresses = append(addresses, key)
 	}
 	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("reading the served addresses: %w", err)
+		return nil, fmt.Errorf("reading: %w", err)
 	}
 	return addresses, nil
 }

@@ -9,21 +9,26 @@ type Reason uint8
 const (
 	// The frame is ours, and went to the daemon.
 
-	ReasonForward Reason = iota // in the flow table, client to frontend
-	ReasonReply                 // in the flow table, backend to client
-	ReasonNew                   // not in the flow table, to an address we serve, and ours to begin
+	ReasonForward          Reason = iota // in the flow table, client to frontend
+	ReasonReply                          // in the flow table, backend to client
+	ReasonNew                            // not in the flow table, to an address we serve, and ours to begin
+	ReasonFragmentForward                // a fragment to an address we serve, or of a flow
+	ReasonFragmentReply                  // a fragment from a backend, or of a flow
+	ReasonICMPErrorForward               // an error about a flow's reply: it goes to the backend
+	ReasonICMPErrorReply                 // an error about a flow's forward frame: it goes to the client
 
 	// The frame would be ours, but the daemon is away.
 
 	ReasonHeld      // in the flow table: dropped, its sender waits for the restart
 	ReasonDeadKnown // in the flow table, the daemon away for longer than we hold
-	ReasonDeadNew   // not in the flow table
+	ReasonDeadNew   // not in the flow table, or a fragment or error: these are never held
 
 	// The frame is the kernel's. On the return port's inner end it is dropped.
 
-	ReasonNotOurs   // neither to an address we serve nor in the flow table
-	ReasonKernelTCP // to an address we serve, of a connection that we did not begin
-	ReasonKernelUDP // to an address we serve, known to the kernel's connection tracking
+	ReasonNotOurs    // neither to an address we serve nor in the flow table
+	ReasonKernelTCP  // to an address we serve, of a connection that we did not begin
+	ReasonKernelUDP  // to an address we serve, known to the kernel's connection tracking
+	ReasonKernelSCTP // to an address we serve, of an association that we did not begin
 	ReasonNotUnicast
 	ReasonNotIP
 	ReasonVLANTags      // more than two in the frame
@@ -34,8 +39,8 @@ const (
 	ReasonMappedAddress // an IPv4-mapped address in an IPv6 header
 	ReasonExtHeaders    // more IPv6 extension headers than the classifier walks
 	ReasonRoutingHeader // an IPv6 source route that has not ended
-	ReasonFragment
-	ReasonICMPError
+	ReasonFragment      // one that we do not take
+	ReasonICMPError     // one that we do not take, or about no flow of ours
 	ReasonOtherProto
 	ReasonUnknownPort // a device that is not in the port map
 	ReasonBadQueue    // a queue beyond those that a slot has room for
@@ -44,30 +49,35 @@ const (
 )
 
 var reasonNames = [NumReasons]string{
-	ReasonForward:       "forward",
-	ReasonReply:         "reply",
-	ReasonNew:           "new",
-	ReasonHeld:          "held",
-	ReasonDeadKnown:     "dead_known",
-	ReasonDeadNew:       "dead_new",
-	ReasonNotOurs:       "not_ours",
-	ReasonKernelTCP:     "kernel_tcp",
-	ReasonKernelUDP:     "kernel_udp",
-	ReasonNotUnicast:    "not_unicast",
-	ReasonNotIP:         "not_ip",
-	ReasonVLANTags:      "vlan_tags",
-	ReasonVLANOffloaded: "vlan_offloaded",
-	ReasonTruncated:     "truncated",
-	ReasonBadHeader:     "bad_header",
-	ReasonBadLength:     "bad_length",
-	ReasonMappedAddress: "mapped_address",
-	ReasonExtHeaders:    "ext_headers",
-	ReasonRoutingHeader: "routing_header",
-	ReasonFragment:      "fragment",
-	ReasonICMPError:     "icmp_error",
-	ReasonOtherProto:    "other_proto",
-	ReasonUnknownPort:   "unknown_port",
-	ReasonBadQueue:      "bad_queue",
+	ReasonForward:          "forward",
+	ReasonReply:            "reply",
+	ReasonNew:              "new",
+	ReasonFragmentForward:  "fragment_forward",
+	ReasonFragmentReply:    "fragment_reply",
+	ReasonICMPErrorForward: "icmp_error_forward",
+	ReasonICMPErrorReply:   "icmp_error_reply",
+	ReasonHeld:             "held",
+	ReasonDeadKnown:        "dead_known",
+	ReasonDeadNew:          "dead_new",
+	ReasonNotOurs:          "not_ours",
+	ReasonKernelTCP:        "kernel_tcp",
+	ReasonKernelUDP:        "kernel_udp",
+	ReasonKernelSCTP:       "kernel_sctp",
+	ReasonNotUnicast:       "not_unicast",
+	ReasonNotIP:            "not_ip",
+	ReasonVLANTags:         "vlan_tags",
+	ReasonVLANOffloaded:    "vlan_offloaded",
+	ReasonTruncated:        "truncated",
+	ReasonBadHeader:        "bad_header",
+	ReasonBadLength:        "bad_length",
+	ReasonMappedAddress:    "mapped_address",
+	ReasonExtHeaders:       "ext_headers",
+	ReasonRoutingHeader:    "routing_header",
+	ReasonFragment:         "fragment",
+	ReasonICMPError:        "icmp_error",
+	ReasonOtherProto:       "other_proto",
+	ReasonUnknownPort:      "unknown_port",
+	ReasonBadQueue:         "bad_queue",
 }
 
 func (r Reason) String() string {

@@ -318,11 +318,18 @@ func (r *rig) ingress(t testing.TB, frame []byte, ifindex, queue int) outcome {
 	return got
 }
 
-// egressOf runs the egress program on a frame that a device is about to send.
+// egressOf runs the egress program on a frame of the node itself that a device is
+// about to send.
 func (r *rig) egressOf(t testing.TB, frame []byte, ifindex int) outcome {
 	t.Helper()
+	return r.egressFrom(t, frame, ifindex, 0)
+}
+
+// egressFrom does so with a frame that came in by a device.
+func (r *rig) egressFrom(t testing.TB, frame []byte, ifindex, ingress int) outcome {
+	t.Helper()
 	before := r.counters(t)
-	verdict, out := r.run(t, r.egress, frame, &skbContext{Ifindex: uint32(ifindex)})
+	verdict, out := r.run(t, r.egress, frame, &skbContext{Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)})
 	if diff := cmp.Diff(frame, out); diff != "" {
 		t.Errorf("the classifier changed the frame:\n%s", diff)
 	}

@@ -15,7 +15,8 @@ const (
 	// ModeFront leaves to the kernel what the kernel began: kube-proxy's rules
 	// serve the same Services.
 	ModeFront Mode = iota
-	// ModeAlone takes every TCP and UDP frame to an address we serve.
+	// ModeAlone takes every TCP and UDP frame to an address we serve, and what
+	// [Spec] says beside them.
 	ModeAlone
 )
 
@@ -62,8 +63,17 @@ type Spec struct {
 	// FlowBuckets, a power of two, and FlowRecords are the flow table's.
 	FlowBuckets int
 	FlowRecords int
-	// MaxAddresses is how many addresses may be served.
+	// MaxAddresses is how many addresses may be served, and how many backends
+	// may have.
 	MaxAddresses int
+	// Fragments makes those to a served address, and those from a backend's
+	// address, ours. Without it they pass.
+	Fragments bool
+	// ICMPErrors makes those ours that speak of a flow in the table. Without it
+	// they pass.
+	ICMPErrors bool
+	// SCTP is taken like TCP. Without it, it passes.
+	SCTP bool
 	// StaleAfter is the age of a beat at which its worker counts as gone.
 	StaleAfter time.Duration
 	// HoldFor is how long after the last beat the frames of known flows wait

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	xdpMapBackendAddrs  = "backend_addrs"
 	xdpMapBeats         = "beats"
 	xdpMapCounters      = "counters"
 	xdpMapFlowIndex     = "flow_index"
@@ -25,11 +26,14 @@ const (
 	xdpMapXsks          = "xsks"
 	xdpProgSluiceXdp    = "sluice_xdp"
 	xdpVarFlowBuckets   = "flow_buckets"
+	xdpVarFragments     = "fragments"
 	xdpVarHoldNs        = "hold_ns"
+	xdpVarIcmpErrors    = "icmp_errors"
 	xdpVarMode          = "mode"
 	xdpVarOuterIfindex  = "outer_ifindex"
 	xdpVarQueues        = "queues"
 	xdpVarReturnSlot    = "return_slot"
+	xdpVarSctp          = "sctp"
 	xdpVarSlots         = "slots"
 	xdpVarStaleNs       = "stale_ns"
 	xdpVarUseCt         = "use_ct"
@@ -84,6 +88,7 @@ type xdpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type xdpMapSpecs struct {
+	BackendAddrs  *ebpf.MapSpec `ebpf:"backend_addrs"`
 	Beats         *ebpf.MapSpec `ebpf:"beats"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	FlowIndex     *ebpf.MapSpec `ebpf:"flow_index"`
@@ -98,11 +103,14 @@ type xdpMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type xdpVariableSpecs struct {
 	FlowBuckets  *ebpf.VariableSpec `ebpf:"flow_buckets"`
+	Fragments    *ebpf.VariableSpec `ebpf:"fragments"`
 	HoldNs       *ebpf.VariableSpec `ebpf:"hold_ns"`
+	IcmpErrors   *ebpf.VariableSpec `ebpf:"icmp_errors"`
 	Mode         *ebpf.VariableSpec `ebpf:"mode"`
 	OuterIfindex *ebpf.VariableSpec `ebpf:"outer_ifindex"`
 	Queues       *ebpf.VariableSpec `ebpf:"queues"`
 	ReturnSlot   *ebpf.VariableSpec `ebpf:"return_slot"`
+	Sctp         *ebpf.VariableSpec `ebpf:"sctp"`
 	Slots        *ebpf.VariableSpec `ebpf:"slots"`
 	StaleNs      *ebpf.VariableSpec `ebpf:"stale_ns"`
 	UseCt        *ebpf.VariableSpec `ebpf:"use_ct"`
@@ -128,6 +136,7 @@ func (o *xdpObjects) Close() error {
 //
 // It can be passed to loadXdpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type xdpMaps struct {
+	BackendAddrs  *ebpf.Map `ebpf:"backend_addrs"`
 	Beats         *ebpf.Map `ebpf:"beats"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	FlowIndex     *ebpf.Map `ebpf:"flow_index"`
@@ -139,6 +148,7 @@ type xdpMaps struct {
 
 func (m *xdpMaps) Close() error {
 	return _XdpClose(
+		m.BackendAddrs,
 		m.Beats,
 		m.Counters,
 		m.FlowIndex,
@@ -154,11 +164,14 @@ func (m *xdpMaps) Close() error {
 // It can be passed to loadXdpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type xdpVariables struct {
 	FlowBuckets  *ebpf.Variable `ebpf:"flow_buckets"`
+	Fragments    *ebpf.Variable `ebpf:"fragments"`
 	HoldNs       *ebpf.Variable `ebpf:"hold_ns"`
+	IcmpErrors   *ebpf.Variable `ebpf:"icmp_errors"`
 	Mode         *ebpf.Variable `ebpf:"mode"`
 	OuterIfindex *ebpf.Variable `ebpf:"outer_ifindex"`
 	Queues       *ebpf.Variable `ebpf:"queues"`
 	ReturnSlot   *ebpf.Variable `ebpf:"return_slot"`
+	Sctp         *ebpf.Variable `ebpf:"sctp"`
 	Slots        *ebpf.Variable `ebpf:"slots"`
 	StaleNs      *ebpf.Variable `ebpf:"stale_ns"`
 	UseCt        *ebpf.Variable `ebpf:"use_ct"`

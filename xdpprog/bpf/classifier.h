@@ -21,14 +21,22 @@ enum reason {
 	REASON_FORWARD, /* in the flow table, client to frontend */
 	REASON_REPLY,	/* in the flow table, backend to client */
 	REASON_NEW,	/* not in the flow table, to an address we serve, and ours to begin */
+	/* Fragments are told by address, the first ones also by the flow table. */
+	REASON_FRAGMENT_FORWARD, /* to an address we serve */
+	REASON_FRAGMENT_REPLY,	 /* from a backend */
+
+	/* Errors about frames of flows that are in the flow table. */
+	REASON_ICMP_ERROR_FORWARD, /* about a reply: it goes to the backend */
+	REASON_ICMP_ERROR_REPLY,   /* about a forward frame: it goes to the client */
 
 	REASON_HELD,	   /* in the flow table, daemon away for a moment: dropped */
 	REASON_DEAD_KNOWN, /* in the flow table, daemon away for longer than we hold */
-	REASON_DEAD_NEW,   /* REASON_NEW, daemon away */
+	REASON_DEAD_NEW,   /* another frame of the first group, daemon away */
 
-	REASON_NOT_OURS,   /* neither to an address we serve nor in the flow table */
-	REASON_KERNEL_TCP, /* to an address we serve, but of a connection that we did not begin */
-	REASON_KERNEL_UDP, /* to an address we serve, but known to conntrack */
+	REASON_NOT_OURS,    /* neither to an address we serve nor in the flow table */
+	REASON_KERNEL_TCP,  /* to an address we serve, but of a connection that we did not begin */
+	REASON_KERNEL_UDP,  /* to an address we serve, but known to conntrack */
+	REASON_KERNEL_SCTP, /* as REASON_KERNEL_TCP */
 
 	REASON_NOT_UNICAST,
 	REASON_NOT_IP,
@@ -40,8 +48,8 @@ enum reason {
 	REASON_MAPPED_ADDRESS, /* an IPv4-mapped address in an IPv6 header */
 	REASON_EXT_HEADERS,    /* more IPv6 extension headers than we walk */
 	REASON_ROUTING_HEADER, /* an IPv6 source route that has not ended */
-	REASON_FRAGMENT,
-	REASON_ICMP_ERROR,
+	REASON_FRAGMENT,       /* one that we do not take */
+	REASON_ICMP_ERROR,     /* one that we do not take, or about no flow of ours */
 	REASON_OTHER_PROTO,
 
 	REASON_UNKNOWN_PORT, /* a device that is not in the port map */
@@ -67,6 +75,10 @@ const volatile __u64 hold_ns;
 const volatile __u32 outer_ifindex;
 const volatile __u32 return_slot;
 const volatile bool use_ct;
+/* What we take beside TCP and UDP that is whole. */
+const volatile bool fragments;
+const volatile bool icmp_errors;
+const volatile bool sctp;
 
 #define PORT_RETURN (1U << 0) /* the return port's inner end */
 
@@ -147,6 +159,15 @@ struct {
 	__type(value, __u32);
 } frontend_addrs SEC(".maps");
 
+/* Presence means: an address that a backend has. Only fragments ask. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct address);
+	__type(value, __u32);
+} backend_addrs SEC(".maps");
+
 /* By ifindex. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -196,6 +217,11 @@ __noinline int count(__u32 slot, enum hook hook, enum reason reason)
  *
  * Addresses are kept as in the flow table, 16 bytes with IPv4 mapped into IPv6, ports as in the
  * frame: source in the low half, destination in the high half, both big endian.
+ *
+ * Most frames are decided by parse() alone. Of a fragment or an ICMP error it leaves where to go on
+ * (l4 and room), and parse_fragment() or parse_quote() do so, if the constants say that such frames
+ * are wanted at all. Those are functions of their own, so that the verifier walks them once and not
+ * once for each way that leads to them.
  */
 struct tuple {
 	__u64 src[2];
@@ -203,16 +229,39 @@ struct tuple {
 	__u32 ports;
 	__u8 proto;
 	__u8 ipv4;
-	__u8 opens; /* a TCP SYN without ACK */
-	__u8 reserved;
+	__u8 opens; /* a TCP SYN without ACK, an SCTP INIT */
+	__u8 kind;
+	__u16 l4;	/* where the header behind that of IP is in the frame */
+	__u16 room;	/* how much of the packet there is from there */
+	__u16 fragment; /* as struct ipv6_fraghdr has it, but in host order */
+	__u16 reserved;
+};
+
+enum kind {
+	KIND_WHOLE,
+	KIND_FIRST, /* fragment: it has the ports; also one that is the only one */
+	KIND_LATER, /* fragment: it has no ports */
+	KIND_ERROR, /* an ICMP error; the tuple is the quoted one reversed */
 };
 
 #define MAPPED_PREFIX 0xffff0000ULL /* ::ffff:0:0/96, its second word without the address */
 
 #define IP_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define IP_MORE 0x2000
+#define IP_OFFSET 0x1fff /* in 8 bytes */
+#define FRAGMENT_OFFSET 0xfff8
+#define FRAGMENT_MORE 0x0001
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
+#define SCTP_INIT 1
 #define MAX_EXT_HEADERS 4
+
+/* l4 is never beyond: Ethernet, two tags, IPv6, four extension headers of 2 KiB. The verifier has
+ * to be told. */
+#define MAX_L4 0x3fff
+
+/* What an error quotes at least behind the IP header (RFC 792). */
+#define QUOTED_L4 8
 
 static __always_inline bool is_vlan(__u16 type)
 {
@@ -243,7 +292,8 @@ static __always_inline enum reason parse_tcp(struct tuple *t, void *pos, void *e
 	return UNDECIDED;
 }
 
-static __always_inline enum reason parse_udp(struct tuple *t, void *pos, void *end, __u32 room)
+static __always_inline enum reason parse_udp(struct tuple *t, void *pos, void *end, __u32 room,
+					     bool more)
 {
 	struct udphdr *udp = pos;
 	__u32 len;
@@ -252,35 +302,126 @@ static __always_inline enum reason parse_udp(struct tuple *t, void *pos, void *e
 		return REASON_BAD_LENGTH;
 	if ((void *)(udp + 1) > end)
 		return REASON_TRUNCATED;
-	/* Less than the IP payload is odd but whole: the kernel trims it (net/ipv4/udp.c). */
+	/* Less than the IP payload is odd but whole: the kernel trims it (net/ipv4/udp.c). In a
+	 * first fragment it is the length of all of them. */
 	len = bpf_ntohs(udp->len);
-	if (len < sizeof(*udp) || len > room)
+	if (len < sizeof(*udp) || (len > room && !more))
 		return REASON_BAD_LENGTH;
 	t->ports = udp->ports;
 	return UNDECIDED;
 }
 
-/* An error quotes the frame that it is about; anything else of ICMP is the kernel's. */
-static __always_inline enum reason parse_icmp(bool ipv4, void *pos, void *end, __u32 room)
+/* Without a chunk it is none (do_basic_checks, net/netfilter/nf_conntrack_proto_sctp.c). */
+static __always_inline enum reason parse_sctp(struct tuple *t, void *pos, void *end, __u32 room)
+{
+	struct sctphdr *header = pos;
+
+	if (room < sizeof(*header))
+		return REASON_BAD_LENGTH;
+	if ((void *)(header + 1) > end)
+		return REASON_TRUNCATED;
+	t->ports = header->ports;
+	t->opens = header->chunk == SCTP_INIT;
+	return UNDECIDED;
+}
+
+static __always_inline bool has_ports(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || (sctp && proto == IPPROTO_SCTP);
+}
+
+/* For a protocol that has ports. More says that it is the first of several fragments. */
+static __always_inline enum reason parse_l4(struct tuple *t, void *pos, void *end, __u32 room,
+					    bool more)
+{
+	if (t->proto == IPPROTO_TCP)
+		return parse_tcp(t, pos, end, room);
+	if (t->proto == IPPROTO_UDP)
+		return parse_udp(t, pos, end, room, more);
+	return parse_sctp(t, pos, end, room);
+}
+
+/*
+ * An error quotes the packet that it is about; anything else of ICMP is the kernel's. Only errors
+ * about the fate of a packet are left for parse_quote(): a source quench is obsolete (RFC 6633), a
+ * redirect speaks of a route on one side of the translation.
+ */
+static __always_inline enum reason parse_icmp(struct tuple *t, void *data, void *pos, void *end,
+					      __u32 room)
 {
 	struct icmphdr *icmp = pos;
+	__u8 type;
 
-	if (room < sizeof(*icmp))
+	if (room < sizeof(icmp->type) + sizeof(icmp->code))
 		return REASON_BAD_LENGTH;
-	if ((void *)(icmp + 1) > end)
+	if ((void *)&icmp->check > end)
 		return REASON_TRUNCATED;
-	if (ipv4) {
-		switch (icmp->type) {
+	type = icmp->type;
+	if (t->ipv4) {
+		switch (type) {
 		case 3:	 /* destination unreachable */
-		case 4:	 /* source quench */
-		case 5:	 /* redirect */
 		case 11: /* time exceeded */
 		case 12: /* parameter problem */
+			break;
+		case 4: /* source quench */
+		case 5: /* redirect */
 			return REASON_ICMP_ERROR;
+		default:
+			return REASON_OTHER_PROTO;
 		}
-		return REASON_OTHER_PROTO;
+	} else if (type < 1 || type > 4) {
+		/* Not unreachable, too big, time exceeded, parameter problem. */
+		return type < 128 ? REASON_ICMP_ERROR : REASON_OTHER_PROTO;
 	}
-	return icmp->type < 128 ? REASON_ICMP_ERROR : REASON_OTHER_PROTO;
+	if (icmp_errors) {
+		t->l4 = pos - data;
+		t->room = room;
+	}
+	return REASON_ICMP_ERROR;
+}
+
+/* A packet of IPv6 with such an address would be found among the flows of IPv4. */
+static __always_inline bool is_mapped(const __u64 address[2])
+{
+	return !address[0] && (__u32)address[1] == MAPPED_PREFIX;
+}
+
+static __always_inline void load4(__u64 to[2], __u32 address)
+{
+	to[0] = 0;
+	to[1] = (__u64)address << 32 | MAPPED_PREFIX;
+}
+
+static __always_inline void load6(__u64 to[2], const __u32 address[4])
+{
+	to[0] = (__u64)address[1] << 32 | address[0];
+	to[1] = (__u64)address[3] << 32 | address[2];
+}
+
+/* Goes over the extension headers that may stand before a fragment header or L4. */
+static __always_inline enum reason walk(void **pos, void *end, __u32 *room, __u8 *proto)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_EXT_HEADERS; i++) {
+		struct ipv6_exthdr *ext = *pos;
+		__u32 header;
+
+		if (!is_ext_header(*proto))
+			break;
+		if (*room < sizeof(*ext))
+			return REASON_BAD_LENGTH;
+		if ((void *)(ext + 1) > end)
+			return REASON_TRUNCATED;
+		header = (ext->hdrlen + 1) << 3;
+		if (header > *room)
+			return REASON_BAD_LENGTH;
+		if (*proto == IPPROTO_ROUTING && ext->segments_left)
+			return REASON_ROUTING_HEADER;
+		*proto = ext->nexthdr;
+		*pos += header;
+		*room -= header;
+	}
+	return is_ext_header(*proto) ? REASON_EXT_HEADERS : UNDECIDED;
 }
 
 /* parse reads the frame between data and end, which is len bytes long as the kernel knows it. */
@@ -288,6 +429,7 @@ static __always_inline enum reason parse(struct tuple *t, void *data, void *end,
 {
 	struct ethhdr *eth = data;
 	void *pos = eth + 1;
+	bool fragment = false;
 	__u16 type;
 	__u8 proto;
 	__u32 room;
@@ -324,18 +466,21 @@ static __always_inline enum reason parse(struct tuple *t, void *data, void *end,
 			return REASON_BAD_HEADER;
 		if (total < header || total > len)
 			return REASON_BAD_LENGTH;
-		if (ip->frag_off & bpf_htons(IP_FRAGMENT))
-			return REASON_FRAGMENT;
-		t->src[0] = 0;
-		t->src[1] = (__u64)ip->saddr << 32 | MAPPED_PREFIX;
-		t->dst[0] = 0;
-		t->dst[1] = (__u64)ip->daddr << 32 | MAPPED_PREFIX;
+		load4(t->src, ip->saddr);
+		load4(t->dst, ip->daddr);
 		t->ipv4 = 1;
 		proto = ip->proto;
 		pos += header;
 		room = total - header;
+		if (ip->frag_off & bpf_htons(IP_FRAGMENT)) {
+			__u16 bits = bpf_ntohs(ip->frag_off);
+
+			t->fragment = bits << 3 | (bits & IP_MORE ? FRAGMENT_MORE : 0);
+			fragment = true;
+		}
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = pos;
+		enum reason reason;
 
 		if ((void *)(ip + 1) > end)
 			return REASON_TRUNCATED;
@@ -345,56 +490,188 @@ static __always_inline enum reason parse(struct tuple *t, void *data, void *end,
 		room = bpf_ntohs(ip->payload_len);
 		if (room > len)
 			return REASON_BAD_LENGTH;
-		t->src[0] = (__u64)ip->saddr[1] << 32 | ip->saddr[0];
-		t->src[1] = (__u64)ip->saddr[3] << 32 | ip->saddr[2];
-		t->dst[0] = (__u64)ip->daddr[1] << 32 | ip->daddr[0];
-		t->dst[1] = (__u64)ip->daddr[3] << 32 | ip->daddr[2];
-		/* Such a frame would be found among the flows of IPv4. */
-		if ((!t->src[0] && (__u32)t->src[1] == MAPPED_PREFIX) ||
-		    (!t->dst[0] && (__u32)t->dst[1] == MAPPED_PREFIX))
+		load6(t->src, ip->saddr);
+		load6(t->dst, ip->daddr);
+		if (is_mapped(t->src) || is_mapped(t->dst))
 			return REASON_MAPPED_ADDRESS;
 		t->ipv4 = 0;
 		proto = ip->nexthdr;
 		pos = ip + 1;
-
-#pragma unroll
-		for (int i = 0; i < MAX_EXT_HEADERS; i++) {
-			struct ipv6_exthdr *ext = pos;
-			__u32 header;
-
-			if (!is_ext_header(proto))
-				break;
-			if (room < sizeof(*ext))
-				return REASON_BAD_LENGTH;
-			if ((void *)(ext + 1) > end)
-				return REASON_TRUNCATED;
-			header = (ext->hdrlen + 1) << 3;
-			if (header > room)
-				return REASON_BAD_LENGTH;
-			if (proto == IPPROTO_ROUTING && ext->segments_left)
-				return REASON_ROUTING_HEADER;
-			proto = ext->nexthdr;
-			pos += header;
-			room -= header;
-		}
-		if (is_ext_header(proto))
-			return REASON_EXT_HEADERS;
-		/* An atomic one (no offset, none to follow) too: so few that they need no way of
-		 * their own. */
-		if (proto == IPPROTO_FRAGMENT)
-			return REASON_FRAGMENT;
+		reason = walk(&pos, end, &room, &proto);
+		if (reason != UNDECIDED)
+			return reason;
+		fragment = proto == IPPROTO_FRAGMENT;
 	} else {
 		return is_vlan(type) ? REASON_VLAN_TAGS : REASON_NOT_IP;
 	}
 
 	t->proto = proto;
-	if (proto == IPPROTO_TCP)
-		return parse_tcp(t, pos, end, room);
-	if (proto == IPPROTO_UDP)
-		return parse_udp(t, pos, end, room);
+	if (fragment) {
+		if (fragments) {
+			t->l4 = pos - data;
+			t->room = room;
+		}
+		return REASON_FRAGMENT;
+	}
+	if (has_ports(proto))
+		return parse_l4(t, pos, end, room, false);
 	if (t->ipv4 ? proto == IPPROTO_ICMP : proto == IPPROTO_ICMPV6)
-		return parse_icmp(t->ipv4, pos, end, room);
+		return parse_icmp(t, data, pos, end, room);
 	return REASON_OTHER_PROTO;
+}
+
+/*
+ * read_fragment goes on where parse() answered REASON_FRAGMENT. Only the first fragment has ports;
+ * what becomes of the later ones is decided by their addresses, and so, for want of better, is
+ * whether they have ports at all where IPv6 lets an extension header stand between.
+ *
+ * The whole L4 header has to be in the first: one that is cut there is nothing that honest senders
+ * make (RFC 1858), and connection tracking is the one to judge it.
+ */
+static __always_inline enum reason read_fragment(struct tuple *t, void *data, void *end)
+{
+	__u32 at = t->l4, room = t->room;
+	void *pos = data + at;
+	__u8 proto = t->proto;
+	enum reason reason;
+
+	if (at > MAX_L4)
+		return REASON_FRAGMENT;
+	if (!t->ipv4) {
+		struct ipv6_fraghdr *header = pos;
+
+		if (room < sizeof(*header))
+			return REASON_BAD_LENGTH;
+		if ((void *)(header + 1) > end)
+			return REASON_TRUNCATED;
+		t->fragment = bpf_ntohs(header->frag_off);
+		proto = header->nexthdr;
+		pos = header + 1;
+		room -= sizeof(*header);
+	}
+	/* All but the last consist of whole 8 bytes (ip_frag_queue and ip6_frag_queue drop others).
+	 */
+	if (!room || (t->fragment & FRAGMENT_MORE && room % 8))
+		return REASON_BAD_LENGTH;
+
+	if (t->fragment & FRAGMENT_OFFSET) {
+		t->kind = KIND_LATER;
+		t->proto = proto;
+		t->ports = 0;
+		return has_ports(proto) || (!t->ipv4 && is_ext_header(proto)) ? UNDECIDED
+									      : REASON_FRAGMENT;
+	}
+	t->kind = KIND_FIRST;
+	if (!t->ipv4) {
+		reason = walk(&pos, end, &room, &proto);
+		if (reason != UNDECIDED)
+			return reason;
+	}
+	if (!has_ports(proto))
+		return REASON_FRAGMENT;
+	t->proto = proto;
+	return parse_l4(t, pos, end, room, t->fragment & FRAGMENT_MORE);
+}
+
+/*
+ * read_quote goes on where parse() answered REASON_ICMP_ERROR. It makes t the quoted tuple
+ * reversed, so the tuple of a frame that goes where the error goes:
+ *
+ * - an error about a forward frame quotes what the backend's side saw of it, client (or source) to
+ *   backend: reversed that is the reply tuple, and the error goes to the client as a reply does;
+ * - an error about a reply quotes frontend to client: reversed the forward tuple, and the error
+ * goes to the backend.
+ *
+ * The other quotes, client to frontend and backend to client, have been translated already or were
+ * never: reversed they are in no flow. So an error is ours at most once.
+ *
+ * A quote is cut somewhere, and its lengths are those of the whole packet: of L4 only the eight
+ * bytes that must be there are read. What is not understood in it is not about a flow of ours.
+ */
+static __always_inline enum reason read_quote(struct tuple *t, void *data, void *end)
+{
+	__u32 at = t->l4, room = t->room, whole;
+	void *pos = data + at;
+	struct udphdr *l4;
+	__u64 src[2];
+	enum reason reason;
+	__u8 proto;
+
+	if (at > MAX_L4 || room < sizeof(struct icmphdr))
+		return REASON_ICMP_ERROR;
+	pos += sizeof(struct icmphdr);
+	room -= sizeof(struct icmphdr);
+
+	if (t->ipv4) {
+		struct iphdr *ip = pos;
+		__u32 header;
+
+		if (room < sizeof(*ip))
+			return REASON_ICMP_ERROR;
+		if ((void *)(ip + 1) > end)
+			return REASON_TRUNCATED;
+		header = (ip->version_ihl & 0xf) << 2;
+		whole = bpf_ntohs(ip->tot_len);
+		if (whole < room)
+			room = whole;
+		if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip) || header > room ||
+		    ip->frag_off & bpf_htons(IP_OFFSET))
+			return REASON_ICMP_ERROR;
+		load4(src, ip->saddr);
+		load4(t->src, ip->daddr);
+		proto = ip->proto;
+		pos += header;
+		room -= header;
+	} else {
+		struct ipv6hdr *ip = pos;
+
+		if (room < sizeof(*ip))
+			return REASON_ICMP_ERROR;
+		if ((void *)(ip + 1) > end)
+			return REASON_TRUNCATED;
+		if (ip->version_class >> 4 != 6)
+			return REASON_ICMP_ERROR;
+		room -= sizeof(*ip);
+		whole = bpf_ntohs(ip->payload_len);
+		if (whole < room)
+			room = whole;
+		load6(src, ip->saddr);
+		load6(t->src, ip->daddr);
+		if (is_mapped(t->src))
+			return REASON_ICMP_ERROR;
+		proto = ip->nexthdr;
+		pos = ip + 1;
+		reason = walk(&pos, end, &room, &proto);
+		if (reason == UNDECIDED && proto == IPPROTO_FRAGMENT) {
+			struct ipv6_fraghdr *fragment = pos;
+
+			if (room < sizeof(*fragment))
+				return REASON_ICMP_ERROR;
+			if ((void *)(fragment + 1) > end)
+				return REASON_TRUNCATED;
+			if (fragment->frag_off & bpf_htons(FRAGMENT_OFFSET))
+				return REASON_ICMP_ERROR;
+			proto = fragment->nexthdr;
+			pos = fragment + 1;
+			room -= sizeof(*fragment);
+			reason = walk(&pos, end, &room, &proto);
+		}
+		if (reason != UNDECIDED)
+			return reason == REASON_TRUNCATED ? reason : REASON_ICMP_ERROR;
+	}
+	/* An error goes to whom the packet came from, or it is forged (nf_conntrack_inet_error,
+	 * net/netfilter/nf_conntrack_proto_icmp.c). So t->dst stays. */
+	if (src[0] != t->dst[0] || src[1] != t->dst[1])
+		return REASON_ICMP_ERROR;
+	if (!has_ports(proto) || room < QUOTED_L4)
+		return REASON_ICMP_ERROR;
+	l4 = pos;
+	if ((void *)(l4 + 1) > end)
+		return REASON_TRUNCATED;
+	t->ports = l4->ports << 16 | l4->ports >> 16;
+	t->proto = proto;
+	t->kind = KIND_ERROR;
+	return UNDECIDED;
 }
 
 /*
@@ -533,6 +810,18 @@ __noinline int flow_find(const struct tuple *t)
 	return bucket_find(t, second, tag);
 }
 
+/* What a frame is that flow_find() has found. */
+static __always_inline enum reason known(int direction, enum kind kind)
+{
+	bool reply = direction == FLOW_REPLY;
+
+	if (icmp_errors && kind == KIND_ERROR)
+		return reply ? REASON_ICMP_ERROR_REPLY : REASON_ICMP_ERROR_FORWARD;
+	if (fragments && kind != KIND_WHOLE)
+		return reply ? REASON_FRAGMENT_REPLY : REASON_FRAGMENT_FORWARD;
+	return reply ? REASON_REPLY : REASON_FORWARD;
+}
+
 static __always_inline bool served(const struct tuple *t)
 {
 	struct address a = {{t->dst[0], t->dst[1]}};
@@ -540,8 +829,18 @@ static __always_inline bool served(const struct tuple *t)
 	return bpf_map_lookup_elem(&frontend_addrs, &a);
 }
 
+static __always_inline bool from_backend(const struct tuple *t)
+{
+	struct address a = {{t->src[0], t->src[1]}};
+
+	return bpf_map_lookup_elem(&backend_addrs, &a);
+}
+
 /*
  * Liveness.
+ *
+ * Only whole frames of known flows are held while the daemon is away: they come again when it is
+ * back, or TCP sends them again. Half a datagram or an error is not worth that.
  *
  * The coarse clock lags the one that a worker reads by up to a tick, so a beat may lie a
  * little ahead of it. One that lies further ahead than a beat may lag is not believed: it would

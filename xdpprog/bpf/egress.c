@@ -1,29 +1,66 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * The classifier on the egress of every port but the return port. It is for what the node itself
- * sends and no ingress hook ever meets: replies of backends on the node's own network. They go to
- * the return port's outer end, whose offloads are off, so that the kernel segments and finishes
- * them on the way. What AF_XDP transmits does not come by here, so nothing loops.
+ * sends and no ingress hook ever meets: replies of backends on the node's own network, whole or in
+ * fragments, and ICMP errors of the node's kernel about frames of our flows. They go to the return
+ * port's outer end, whose offloads are off, so that the kernel segments and finishes them on the
+ * way.
+ *
+ * Nothing loops. What AF_XDP transmits does not come by here. What the daemon has translated and
+ * leaves to the kernel to route does, but is in no flow any more. What it gave back untranslated
+ * is told by where it came from.
  *
  * All else goes on to the next program of the device.
  */
 #include "classifier.h"
 
-/* A function of its own, so that the verifier sees it once although it is called twice. */
-__noinline int parse_skb(struct __sk_buff *skb, struct tuple *t)
+/* Functions of their own, so that the verifier sees them once although they are called twice. */
+__noinline int parse_fragment(struct __sk_buff *skb, struct tuple *t)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
-	if (!t)
-		return REASON_TRUNCATED;
-	return parse(t, data, end, skb->len);
+	return t ? read_fragment(t, data, end) : REASON_FRAGMENT;
 }
 
-/* Longest headers we read: Ethernet, two tags, IPv6, four extension headers of usual size, TCP. */
+__noinline int parse_quote(struct __sk_buff *skb, struct tuple *t)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	return t ? read_quote(t, data, end) : REASON_ICMP_ERROR;
+}
+
+__noinline int parse_skb(struct __sk_buff *skb, struct tuple *t)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	enum reason reason;
+
+	if (!t)
+		return REASON_TRUNCATED;
+	reason = parse(t, data, end, skb->len);
+	if (fragments && reason == REASON_FRAGMENT)
+		return parse_fragment(skb, t);
+	if (icmp_errors && reason == REASON_ICMP_ERROR)
+		return parse_quote(skb, t);
+	return reason;
+}
+
+/* Longest headers we read: Ethernet, two tags, IPv6, four extension headers of usual size, and TCP
+ * or an error with as much in its quote. */
 #define PULL 256
+
+/*
+ * May the daemon have had this frame, and given it back? Then it came out of the return port's
+ * outer end. A frame without an ingress device and without a socket is no better: it is what the
+ * kernel makes of one that it joined and cuts again (ip6_fragment), which then has lost its device.
+ */
+static __always_inline bool seen(const struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex ? skb->ingress_ifindex == outer_ifindex : !skb->sk;
+}
 
 static __always_inline enum reason judge(struct __sk_buff *skb)
 {
+	int direction = FLOW_NONE;
 	struct tuple t = {};
 	enum reason reason;
 
@@ -39,6 +76,25 @@ static __always_inline enum reason judge(struct __sk_buff *skb)
 	}
 	if (reason != UNDECIDED)
 		return reason;
+
+	if (icmp_errors && t.kind == KIND_ERROR) {
+		if (seen(skb))
+			return REASON_ICMP_ERROR;
+		direction = flow_find(&t);
+		return direction == FLOW_FORWARD || direction == FLOW_REPLY
+			       ? known(direction, KIND_ERROR)
+			       : REASON_ICMP_ERROR;
+	}
+	/* By address alone, as on ingress: all of a datagram has to take the same way. */
+	if (fragments && t.kind != KIND_WHOLE) {
+		if (seen(skb))
+			return REASON_FRAGMENT;
+		if (from_backend(&t))
+			return REASON_FRAGMENT_REPLY;
+		if (t.kind == KIND_LATER)
+			return REASON_NOT_OURS;
+		return flow_find(&t) == FLOW_REPLY ? REASON_FRAGMENT_REPLY : REASON_NOT_OURS;
+	}
 	return flow_find(&t) == FLOW_REPLY ? REASON_REPLY : REASON_NOT_OURS;
 }
 
@@ -57,12 +113,14 @@ int sluice_egress(struct __sk_buff *skb)
 		return TCX_NEXT;
 	}
 	reason = judge(skb);
-	if (reason != REASON_REPLY)
+	if (reason >= REASON_HELD)
 		goto out;
 
 	age = age_of_beat(index);
 	if (fresh(age) && bpf_map_lookup_elem(&xsks, &index)) {
 		verdict = bpf_redirect(outer_ifindex, 0);
+	} else if (reason != REASON_REPLY) {
+		reason = REASON_DEAD_NEW;
 	} else if (holds(age)) {
 		reason = REASON_HELD;
 		verdict = TCX_DROP;

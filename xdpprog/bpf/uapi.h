@@ -66,6 +66,20 @@ struct __sk_buff {
 	__u32 tc_classid;
 	__u32 data;
 	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	struct bpf_sock *sk __attribute__((aligned(8)));
 };
 
 struct bpf_sock_tuple {
@@ -109,6 +123,7 @@ static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_DSTOPTS 60
+#define IPPROTO_SCTP 132
 
 struct ethhdr {
 	__u8 dest[6];
@@ -169,7 +184,26 @@ struct udphdr {
 	__u16 check;
 } __attribute__((packed));
 
+/* The first chunk's head behind the common header. */
+struct sctphdr {
+	__u32 ports;
+	__u32 tag;
+	__u32 check;
+	__u8 chunk;
+	__u8 chunk_flags;
+	__u16 chunk_len;
+} __attribute__((packed));
+
 struct icmphdr {
 	__u8 type;
 	__u8 code;
+	__u16 check;
+	__u32 rest;
+} __attribute__((packed));
+
+struct ipv6_fraghdr {
+	__u8 nexthdr;
+	__u8 reserved;
+	__u16 frag_off; /* offset in bytes, bit 0: more fragments */
+	__u32 id;
 } __attribute__((packed));

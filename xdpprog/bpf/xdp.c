@@ -3,8 +3,10 @@
  * The classifier on the ingress of direct ports. It hands to the daemon's AF_XDP sockets:
  *
  * 1. a frame whose tuple is in the flow table, in either direction;
- * 2. TCP and UDP to an address we serve: in mode alone all of it, in mode front only what begins
- *    something and is not the kernel's already.
+ * 2. TCP, UDP and SCTP to an address we serve: in mode alone all of it, in mode front only what
+ *    begins something and is not the kernel's already;
+ * 3. a fragment to an address we serve, or from a backend;
+ * 4. an ICMP error about a frame of a flow that is in the flow table.
  *
  * All else passes. On the return port's inner end it is dropped instead: what passed there would be
  * routed to the service range again, and come back.
@@ -63,35 +65,100 @@ static __always_inline bool kernel_tracks(struct xdp_md *ctx, const struct tuple
 	return true;
 }
 
-static __always_inline enum reason judge(struct xdp_md *ctx)
+__noinline int parse_fragment(struct xdp_md *ctx, struct tuple *t)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct tuple t = {};
+
+	return t ? read_fragment(t, data, end) : REASON_FRAGMENT;
+}
+
+__noinline int parse_quote(struct xdp_md *ctx, struct tuple *t)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+	return t ? read_quote(t, data, end) : REASON_ICMP_ERROR;
+}
+
+/* A function of its own, so that the verifier walks what follows it once. */
+__noinline int parse_xdp(struct xdp_md *ctx, struct tuple *t)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	enum reason reason;
 
-	reason = parse(&t, data, end, end - data);
+	if (!t)
+		return REASON_TRUNCATED;
+	reason = parse(t, data, end, end - data);
+	if (fragments && reason == REASON_FRAGMENT)
+		return parse_fragment(ctx, t);
+	if (icmp_errors && reason == REASON_ICMP_ERROR)
+		return parse_quote(ctx, t);
+	return reason;
+}
+
+/*
+ * In mode front the kernel serves the connections that it has begun: of what is to an address we
+ * serve and not in the flow table, only what begins something is ours.
+ */
+static __always_inline enum reason kernels(struct xdp_md *ctx, const struct tuple *t)
+{
+	if (t->proto == IPPROTO_TCP && !t->opens)
+		return REASON_KERNEL_TCP;
+	if (sctp && t->proto == IPPROTO_SCTP && !t->opens)
+		return REASON_KERNEL_SCTP;
+	if (t->proto == IPPROTO_UDP && use_ct && kernel_tracks(ctx, t))
+		return REASON_KERNEL_UDP;
+	return UNDECIDED;
+}
+
+/*
+ * Fragments. All of a datagram share the fate of its first, which alone has the ports, but they
+ * come in any order and this program remembers nothing. The daemon does, so it gets all that may be
+ * of a flow of its own, and hands the rest to the kernel through the return port, unchanged. The
+ * kernel joins fragments by addresses, protocol and ID, whatever device they came by
+ * (ip4_frag_match, net/ipv4/ip_fragment.c), so it does not mind the way that they took.
+ *
+ * - Forward, that is to an address we serve: in mode alone all. In mode front a first fragment is
+ *   asked what any frame is asked, since the kernel translates the datagrams of connections that it
+ *   has begun. A later one cannot be asked: its datagram may be the kernel's or the daemon's. The
+ *   daemon knows if it has had the first. If it never does, because that passed here, the others
+ *   have to be given to the kernel, which keeps the first for half a minute (IP_FRAG_TIME). Were
+ *   they to pass here instead, no datagram of ours would ever be whole.
+ * - Reply, that is from a backend's address: all, the first too although its tuple can be looked
+ *   up. What a backend sends to others is not in the flow table; were its first fragment to pass,
+ *   the daemon would wait for it in vain.
+ */
+static __always_inline enum reason judge(struct xdp_md *ctx)
+{
+	int direction = FLOW_NONE;
+	struct tuple t = {};
+	bool fragment, later;
+	enum reason reason;
+
+	reason = parse_xdp(ctx, &t);
 	if (reason != UNDECIDED)
 		return reason;
+	later = fragments && t.kind == KIND_LATER;
+	fragment = later || (fragments && t.kind == KIND_FIRST);
 
 	/*
 	 * The table first: every reply has to be looked up there anyway. A flow whose Service is
 	 * gone is still ours, its connection ends in its own time.
 	 */
-	switch (flow_find(&t)) {
-	case FLOW_FORWARD:
-		return REASON_FORWARD;
-	case FLOW_REPLY:
-		return REASON_REPLY;
+	if (!later)
+		direction = flow_find(&t);
+	if (direction == FLOW_FORWARD || direction == FLOW_REPLY)
+		return known(direction, t.kind);
+	if (icmp_errors && t.kind == KIND_ERROR)
+		return REASON_ICMP_ERROR;
+	if (served(&t)) {
+		if (mode == MODE_FRONT && !later) {
+			reason = kernels(ctx, &t);
+			if (reason != UNDECIDED)
+				return reason;
+		}
+		return fragment ? REASON_FRAGMENT_FORWARD : REASON_NEW;
 	}
-	if (!served(&t))
-		return REASON_NOT_OURS;
-	if (mode == MODE_FRONT) {
-		if (t.proto == IPPROTO_TCP && !t.opens)
-			return REASON_KERNEL_TCP;
-		if (t.proto == IPPROTO_UDP && use_ct && kernel_tracks(ctx, &t))
-			return REASON_KERNEL_UDP;
-	}
-	return REASON_NEW;
+	return fragment && from_backend(&t) ? REASON_FRAGMENT_REPLY : REASON_NOT_OURS;
 }
 
 SEC("xdp")
@@ -112,12 +179,7 @@ int sluice_xdp(struct xdp_md *ctx)
 		away = XDP_DROP;
 
 	reason = judge(ctx);
-	switch (reason) {
-	case REASON_FORWARD:
-	case REASON_REPLY:
-	case REASON_NEW:
-		break;
-	default:
+	if (reason >= REASON_HELD) {
 		verdict = away;
 		goto out;
 	}
@@ -136,7 +198,7 @@ int sluice_xdp(struct xdp_md *ctx)
 		if (verdict == XDP_REDIRECT)
 			goto out;
 	}
-	if (reason == REASON_NEW) {
+	if (reason != REASON_FORWARD && reason != REASON_REPLY) {
 		reason = REASON_DEAD_NEW;
 		verdict = away;
 	} else if (holds(age)) {
