@@ -63,7 +63,7 @@ func TestBadFiles(t *testing.T) {
 		{"wrong level", head + "capacity: 5\n", "f.yaml:3: capacity: unknown field; did you mean flowTable.capacity?"},
 		{"wrong level, list", head + "xdpMode: native\n", "f.yaml:3: xdpMode: unknown field; did you mean interfaces[].xdpMode?"},
 		{"nested", head + "heartbeat:\n  staleAftr: 1s\n", "f.yaml:4: heartbeat.staleAftr: unknown field; did you mean staleAfter?"},
-		{"nested, far off", head + "flowTable:\n  max: 5\n", "f.yaml:4: flowTable.max: unknown field; there are capacity"},
+		{"nested, far off", head + "flowTable:\n  max: 5\n", "f.yaml:4: flowTable.max: unknown field; there are capacity, maxPerClient, resetGoneBackends"},
 		{"in a list", head + "interfaces:\n- name: eth0\n- name: eth1\n  zeroCopy: off\n", "f.yaml:6: interfaces[1].zeroCopy: unknown field; there are name, xdpMode"},
 		{"with fields below", head + "conntrak:\n  udpTimeout: 1s\n", "f.yaml:3: conntrak: unknown field; did you mean conntrack?"},
 		{"twice", head + "mode: front\nworkers: 1\nmode: alone\n", "f.yaml:5: mode: given twice, first in line 3"},
