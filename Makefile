@@ -23,6 +23,17 @@ demo: build ## Serve ClusterIPs end to end on this machine, in namespaces of its
 test: ## Run every unit and lab test with the race detector (root, gcc).
 	$(GO) test -race -timeout 10m $(TESTFLAGS) ./...
 
+# FUZZ names the packages, FUZZTIME how long each of their targets is given.
+FUZZ     ?= $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
+FUZZTIME ?= 10s
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (10s); FUZZ=./nat for those of one package.
+	@set -e; for package in $(FUZZ); do for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+		echo "$$package $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+	done; done
+
 .PHONY: bench
 bench: ## Run the micro-benchmarks: parse, lookup, rewrite and the whole user-side path.
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./nat ./flowtable ./service ./dataplane/...
