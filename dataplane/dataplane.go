@@ -51,8 +51,8 @@ type Dataplane struct {
 	running     atomic.Bool
 	pressed     chan struct{} // by workers: a grace period is wanted
 
-	publishing sync.Mutex
-	addresses  map[[16]byte]bool // what the classifier serves; guarded by publishing
+	publishing          sync.Mutex
+	frontends, backends map[[16]byte]bool // that the classifier knows; guarded by publishing
 
 	undo      []func() error // what Close has to do, in reverse
 	closeOnce sync.Once
@@ -64,32 +64,48 @@ type Dataplane struct {
 func (d *Dataplane) Publish(s *service.Snapshot) error {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	var add, remove [][16]byte
-	for a := range d.addresses {
-		if !s.Serves(a) {
+	backends := map[[16]byte]bool{}
+	for _, p := range s.ServicePorts() {
+		for _, b := range p.ServingBackends() {
+			backends[b.Addr] = true
+		}
+	}
+	frontends := make(map[[16]byte]bool, len(s.Addresses()))
+	for _, a := range s.Addresses() {
+		frontends[a] = true
+	}
+	newFrontends, oldFrontends := changes(d.frontends, frontends)
+	newBackends, oldBackends := changes(d.backends, backends)
+
+	if err := d.prog.UpdateAddresses(nil, oldFrontends); err != nil {
+		return fmt.Errorf("taking addresses from the classifier: %w", err)
+	}
+	if err := d.prog.UpdateBackends(newBackends, oldBackends); err != nil {
+		return fmt.Errorf("telling the classifier of backends: %w", err)
+	}
+	d.backends = backends
+	d.snapshot.Store(s)
+	d.publishedAt.Store(d.clock.now())
+	if err := d.prog.UpdateAddresses(newFrontends, nil); err != nil {
+		return fmt.Errorf("giving addresses to the classifier: %w", err)
+	}
+	d.frontends = frontends
+	return nil
+}
+
+// changes says what makes a set of addresses another.
+func changes(from, to map[[16]byte]bool) (add, remove [][16]byte) {
+	for a := range from {
+		if !to[a] {
 			remove = append(remove, a)
 		}
 	}
-	for _, a := range s.Addresses() {
-		if !d.addresses[a] {
+	for a := range to {
+		if !from[a] {
 			add = append(add, a)
 		}
 	}
-	if err := d.prog.UpdateAddresses(nil, remove); err != nil {
-		return fmt.Errorf("taking addresses from the classifier: %w", err)
-	}
-	for _, a := range remove {
-		delete(d.addresses, a)
-	}
-	d.snapshot.Store(s)
-	d.publishedAt.Store(d.clock.now())
-	if err := d.prog.UpdateAddresses(add, nil); err != nil {
-		return fmt.Errorf("giving addresses to the classifier: %w", err)
-	}
-	for _, a := range add {
-		d.addresses[a] = true
-	}
-	return nil
+	return add, remove
 }
 
 // Run runs the workers and the control loop until ctx is done, then lets the

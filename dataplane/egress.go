@@ -276,8 +276,12 @@ func (e *egress) believes(src [16]byte, p *port, tags []byte) bool {
 	}
 	in := r.ifindex
 	for ; len(tags) > 0; tags = tags[:len(tags)-4] {
+		id := int(tags[len(tags)-2]&0x0f)<<8 | int(tags[len(tags)-1])
+		if id == 0 {
+			continue // a priority and no VLAN (IEEE 802.1Q, 9.6)
+		}
 		d := f.devices[in]
-		if id := int(tags[len(tags)-2]&0x0f)<<8 | int(tags[len(tags)-1]); d.vlan == 0 || d.vlan != id {
+		if d.vlan == 0 || d.vlan != id {
 			return false
 		}
 		in = d.parent

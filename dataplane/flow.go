@@ -270,11 +270,13 @@ func (w *worker) giveBack(i int, reason Reason) {
 	w.handBack(&b.descs[i], b.frames[i], &b.packets[i], b.parsed[i], w.in.port, reason)
 }
 
-// handBack is giveBack for a frame that came in by port in. What came from the
-// node's kernel is dropped: it would be sent here again.
+// handBack is giveBack for a frame that came in by port in. Of what came from the
+// node's kernel only fragments and ICMP errors go back, which the egress program does
+// not send here twice; anything else would come again, or is a reply that the client
+// must not see as it is.
 func (w *worker) handBack(d *xsk.Desc, frame []byte, p *nat.Packet, parsed nat.Reason, in *port, reason Reason) {
 	ret := w.d.returnPort
-	if in == ret {
+	if in == ret && (parsed == nat.OK || p.End == 0 || w.snapshot == nil || w.snapshot.Serves(p.Dst)) {
 		w.end(ReturnLoop)
 		w.cache.Put(d.Addr)
 		return

@@ -166,7 +166,7 @@ func (s testService) objects() (*corev1.Service, []*discoveryv1.EndpointSlice) {
 		svc.Spec.ClusterIPs = append(svc.Spec.ClusterIPs, netlab.ClusterIP(f, s.number).String())
 	}
 	svc.Spec.ClusterIP = svc.Spec.ClusterIPs[0]
-	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
+	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP} {
 		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{Name: strings.ToLower(string(proto)), Protocol: proto, Port: int32(s.port)})
 	}
 	bySlice := map[string]*discoveryv1.EndpointSlice{}

@@ -186,6 +186,39 @@ func TestProcessAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestSCTP: an association's first packet, with its checksum and with the zero that
+// veth senders leave, gets a new checksum with its new port.
+func TestSCTP(t *testing.T) {
+	for _, partial := range []bool{false, true} {
+		r := newRig(t, 64)
+		r.client.partial = partial
+		ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Protocol: layers.IPProtocolSCTP, SrcIP: flowClient(0).Addr().AsSlice(), DstIP: rigVIP.Addr().AsSlice()}
+		init := &layers.SCTPInit{
+			SCTPChunk:   layers.SCTPChunk{Type: layers.SCTPChunkTypeInit, Length: 20},
+			InitiateTag: 7, AdvertisedReceiverWindowCredit: 4096, OutboundStreams: 1, InboundStreams: 1, InitialTSN: 1,
+		}
+		frame := serialize(t, &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 1, 1, 1, 1, 1}, DstMAC: net.HardwareAddr{2, 2, 2, 2, 2, 2}, EthernetType: layers.EthernetTypeIPv4},
+			ip, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(rigVIP.Port())}, init)
+		if partial {
+			clear(frame[14+20+8 : 14+20+12])
+		}
+		r.load([][]byte{frame})
+		r.process()
+		out := r.sent(r.backend)
+		if len(out) != 1 {
+			t.Fatalf("partial %v: sent %d frames, want 1; counts %v", partial, len(out), r.counts)
+		}
+		p := gopacket.NewPacket(out[0], layers.LayerTypeEthernet, gopacket.Default)
+		s, _ := p.Layer(layers.LayerTypeSCTP).(*layers.SCTP)
+		if s == nil || s.DstPort != 8080 || s.SrcPort != 5000 {
+			t.Errorf("partial %v: got %v", partial, p)
+		}
+		if err := netlab.VerifyChecksums(&netlab.Frame{Data: out[0]}); err != nil {
+			t.Errorf("partial %v: %v", partial, err)
+		}
+	}
+}
+
 // TestFramesForAnotherStation: what a switch floods is not forwarded by us.
 func TestFramesForAnotherStation(t *testing.T) {
 	for _, c := range []struct {

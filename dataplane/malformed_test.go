@@ -21,7 +21,7 @@ type vector struct {
 
 // malformed makes the groups of bad input that a frame can have before its
 // ports, and beyond them: truncation at every length, lengths that lie, odd
-// EtherTypes, fragments, other protocols.
+// EtherTypes, other protocols.
 func malformed(t *testing.T, src, dst net.HardwareAddr, p *netlab.Pod) (vs []vector) {
 	eth := func(typ layers.EthernetType) *layers.Ethernet {
 		return &layers.Ethernet{SrcMAC: src, DstMAC: dst, EthernetType: typ}
@@ -77,8 +77,6 @@ func malformed(t *testing.T, src, dst net.HardwareAddr, p *netlab.Pod) (vs []vec
 	add("UDP length past the packet", udp4, func(f []byte) { f[39]++ })
 	add("TCP data offset 4", tcp4, func(f []byte) { f[46] = 0x40 })
 	add("TCP data offset past the packet", tcp4, func(f []byte) { f[46] = 0xf0; f[17] = 40 })
-	add("first fragment", udp4, func(f []byte) { f[20] = 0x20 })
-	add("later fragment", udp4, func(f []byte) { f[21] = 8 })
 	add("protocol GRE", udp4, func(f []byte) { f[23] = 47 })
 	add("protocol 255", udp4, func(f []byte) { f[23] = 255 })
 	add("IPv6 version 5", udp6, func(f []byte) { f[14] = 0x50 })

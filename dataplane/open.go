@@ -30,7 +30,7 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{cfg: cfg, log: log, addresses: map[[16]byte]bool{}, pressed: make(chan struct{}, 1)}
+	d := &Dataplane{cfg: cfg, log: log, pressed: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			d.cfg.OnExit = OnExitRemove
@@ -163,6 +163,9 @@ func (d *Dataplane) load() error {
 		HoldFor:      d.cfg.HoldKnown,
 		OuterIfindex: d.pair.outer.Attrs().Index,
 		ReturnSlot:   returnSlot,
+		Fragments:    true,
+		ICMPErrors:   true,
+		SCTP:         true,
 		PinDir:       d.pinDir(),
 	}
 	if d.cfg.Mode == ModeAlone {
@@ -254,11 +257,20 @@ func (d *Dataplane) giveSlots() error {
 			p.queues[i] = &queue{port: p, number: i, index: d.prog.Index(p.slot, i)}
 		}
 	}
-	addresses, err := d.prog.Addresses()
-	for _, a := range addresses {
-		d.addresses[a] = true
+	if d.frontends, err = setOf(d.prog.Addresses()); err != nil {
+		return err
 	}
+	d.backends, err = setOf(d.prog.Backends())
 	return err
+}
+
+// setOf makes a set of a list, errors passed on.
+func setOf(list [][16]byte, err error) (map[[16]byte]bool, error) {
+	set := make(map[[16]byte]bool, len(list))
+	for _, a := range list {
+		set[a] = true
+	}
+	return set, err
 }
 
 // beat writes the heartbeat of a queue. Its worker, or Open.

@@ -1,0 +1,127 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-net/sluice/internal/netlab"
+)
+
+// TestPathMTU: a middle link takes less than the ends. The error that says so quotes
+// the translated packet, and comes from the node's own kernel; the client must
+// recognise its connection in it.
+func TestPathMTU(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	b.RemoteBackend.EchoOn(8080)
+	var far []netip.AddrPort
+	for _, f := range netlab.Families {
+		far = append(far, b.RemoteBackend.AddrPort(f, 8080))
+	}
+	b.publish(testService{name: "far", number: 15, port: 80, backends: far})
+	for _, n := range []*netlab.Namespace{b.Node, b.Remote} {
+		n.MTU(netlab.UplinkDevice, 1280)
+	}
+	defer b.Node.MTU(netlab.UplinkDevice, 1500)
+	time.Sleep(50 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, f := range netlab.Families {
+		if _, err := b.Clients[0].Exchange(ctx, "tcp", netip.AddrPortFrom(netlab.ClusterIP(f, 15), 80), 64<<10); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+	if s := b.settle(); s.Reason(ErrorDirect)+s.Reason(ErrorReturn) == 0 {
+		t.Error("no ICMP error was translated")
+	}
+}
+
+// TestPortUnreachable: the backend has nobody on its port, and the client learns it
+// on its socket towards the ClusterIP.
+func TestPortUnreachable(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	var backends []netip.AddrPort
+	for _, f := range netlab.Families {
+		backends = append(backends, b.Backends[0].AddrPort(f, 9)) // nobody there
+	}
+	b.publish(testService{name: "nobody", number: 16, port: 80, backends: backends})
+	for _, f := range netlab.Families {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		_, err := b.Clients[0].Exchange(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 16), 80), 100)
+		cancel()
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: got %v, want connection refused", f, err)
+		}
+	}
+	if s := b.settle(); s.Reason(ErrorDirect)+s.Reason(ErrorReturn) < 2 {
+		t.Errorf("%d ICMP errors were translated, want 2", s.Reason(ErrorDirect)+s.Reason(ErrorReturn))
+	}
+}
+
+// TestUnreachableClient: the other way round: the client's socket is gone when the
+// answer comes, and the backend learns it on its socket.
+func TestUnreachableClient(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	backend, client := b.Backends[0], b.Clients[0]
+	for _, f := range netlab.Families {
+		at := backend.AddrPort(f, 8080)
+		server, err := backend.ListenPacket(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.publish(testService{name: "late", number: 17, port: 80, backends: []netip.AddrPort{at}})
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		c, err := client.Dial(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 17), 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte("question"))
+		buf := make([]byte, 64)
+		server.SetDeadline(time.Now().Add(5 * time.Second))
+		_, peer, err := server.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		c.Close()
+		server.Close()
+		// A connected socket is told of errors.
+		answer, err := backend.DialFrom(ctx, "udp", at, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.SetDeadline(time.Now().Add(3 * time.Second))
+		answer.Write([]byte("answer"))
+		if _, err := answer.Read(buf); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: the backend got %v, want connection refused", f, err)
+		}
+		answer.Close()
+		cancel()
+	}
+}
+
+// TestFragmentedDatagrams: larger than the MTU, both ways, local and remote.
+func TestFragmentedDatagrams(t *testing.T) {
+	for _, mode := range []Mode{ModeFront, ModeAlone} {
+		t.Run(mode.String(), func(t *testing.T) {
+			b := newTestbed(t, netlab.ClusterOptions{}, func(c *Config) { c.Mode = mode })
+			_, backends := b.echo(8080)
+			b.publish(testService{name: "large", number: 18, port: 80, backends: backends})
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			for _, f := range netlab.Families {
+				for i := range 30 {
+					size := 1400 + i*2100
+					if _, err := b.Clients[0].Exchange(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 18), 80), size); err != nil {
+						t.Fatalf("%s %d bytes: %v", f, size, err)
+					}
+				}
+			}
+			if s := b.settle(); s.Reason(FragmentExpired)+s.Verdict(Dropped) != 0 {
+				t.Errorf("%d fragments expired, %d frames dropped", s.Reason(FragmentExpired), s.Verdict(Dropped))
+			}
+		})
+	}
+}
