@@ -60,12 +60,14 @@ func BenchmarkLookup(b *testing.B) {
 			tuples := tuplesOf(n)
 			b.ReportAllocs()
 			i := 0
+			cpu := startCPU()
 			for b.Loop() {
 				if t.Lookup(&tuples[i&(len(tuples)-1)]).Record == 0 {
 					b.Fatal("not found")
 				}
 				i++
 			}
+			cpu.report(b, float64(b.N), "key")
 		})
 	}
 }
@@ -79,6 +81,7 @@ func benchBatch(b *testing.B, n int, also func(t *Table, refs []Ref)) {
 	var refs [batch]Ref
 	b.ReportAllocs()
 	i := 0
+	cpu := startCPU()
 	for b.Loop() {
 		at := i * batch & (len(tuples) - 1)
 		t.LookupBatch(tuples[at:at+batch], hashes[:], refs[:])
@@ -91,6 +94,7 @@ func benchBatch(b *testing.B, n int, also func(t *Table, refs []Ref)) {
 		i++
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/key")
+	cpu.report(b, float64(b.N)*batch, "key")
 }
 
 func BenchmarkLookupBatch(b *testing.B) {
@@ -149,19 +153,23 @@ func BenchmarkInsert(b *testing.B) {
 			}
 			recs := make([]uint32, 0, n)
 			b.ReportAllocs()
+			cpu := startCPU()
 			for b.Loop() {
 				if len(recs) == n {
 					b.StopTimer()
+					cpu.pause()
 					for _, rec := range recs {
 						t.Remove(rec)
 					}
 					settle(t)
 					recs = recs[:0]
+					cpu.resume()
 					b.StartTimer()
 				}
 				ref, _ := t.Insert(&flows[len(recs)], 0)
 				recs = append(recs, ref.Record)
 			}
+			cpu.report(b, float64(b.N), "insert")
 		})
 	}
 }

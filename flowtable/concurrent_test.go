@@ -212,7 +212,7 @@ func TestInsertRace(tt *testing.T) {
 // TestForwardImpliesReply: an insert publishes the reply cell first. The reader watches the very cells, since the moment
 // between the two stores is short; Lookup would be too slow to see it.
 func TestForwardImpliesReply(tt *testing.T) {
-	n := uint32(rounds(30_000))
+	n := uint32(rounds(15_000))
 	t := newTable(tt, int(n), Timeouts{})
 	var at atomic.Uint32 // the flow that the reader waits for
 	stands := func(h, cell uint64) bool {

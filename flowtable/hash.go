@@ -40,7 +40,7 @@ func (t *Table) hash(k key) uint64 { return t.sip(k.s0, k.s1, k.d0, k.d1, k.tail
 // sip is straight-line: one function call a hash, all state in registers.
 func (t *Table) sip(s0, s1, d0, d1, tail uint64) uint64 {
 	v0, v1, v2, v3 := t.v[0], t.v[1], t.v[2], t.v[3]
-	if s0|d0|uint64((uint32(s1)^mapped)|(uint32(d1)^mapped)) == 0 {
+	if mapped4(s0, s1, d0, d1) {
 		w := s1>>32 | d1&^(1<<32-1)
 		v3 ^= w
 		v0, v1, v2, v3 = round(v0, v1, v2, v3)
@@ -69,6 +69,11 @@ func (t *Table) sip(s0, s1, d0, d1, tail uint64) uint64 {
 	v0, v1, v2, v3 = round(v0, v1, v2, v3)
 	v0, v1, v2, v3 = round(v0, v1, v2, v3)
 	return v0 ^ v1 ^ v2 ^ v3
+}
+
+// mapped4 says that both addresses are IPv4.
+func mapped4(s0, s1, d0, d1 uint64) bool {
+	return s0|d0|uint64((uint32(s1)^mapped)|(uint32(d1)^mapped)) == 0
 }
 
 func round(v0, v1, v2, v3 uint64) (uint64, uint64, uint64, uint64) {

@@ -1,6 +1,9 @@
 package flowtable
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
 // The way of an insert:
 //
@@ -58,7 +61,14 @@ func (t *Table) Insert(f *Flow, now Tick) (Ref, InsertResult) {
 	if t.clients.most != 0 {
 		ch = t.hashClient(n.addr[client])
 	}
-	ref, res, also := t.insert(&n, f, fk, rk, fh, rh, ch, now)
+	// The four buckets are read together, before locks and branches put one after the other. The values are not used.
+	f1, f2 := t.pair(fh)
+	r1, r2 := t.pair(rh)
+	load(&t.buckets[f1][0])
+	load(&t.buckets[r1][0])
+	load(&t.buckets[f2][0])
+	load(&t.buckets[r2][0])
+	ref, res, also := t.insert(&n, f, &fk, &rk, fh, rh, ch, now)
 	for try := 0; also > shedding && try < 2*bucketCells; try++ {
 		h := fh
 		if also == replyRoom {
@@ -67,7 +77,7 @@ func (t *Table) Insert(f *Flow, now Tick) (Ref, InsertResult) {
 		if !t.makeRoom(h, now) {
 			break
 		}
-		ref, res, also = t.insert(&n, f, fk, rk, fh, rh, ch, now)
+		ref, res, also = t.insert(&n, f, &fk, &rk, fh, rh, ch, now)
 	}
 	switch {
 	case also == shedding:
@@ -97,13 +107,16 @@ const (
 )
 
 // insert is one try.
-func (t *Table) insert(n *record, f *Flow, fk, rk key, fh, rh, ch uint64, now Tick) (Ref, InsertResult, chore) {
+func (t *Table) insert(n *record, f *Flow, fk, rk *key, fh, rh, ch uint64, now Tick) (Ref, InsertResult, chore) {
 	set := t.lock(fh, rh)
-	if ref := t.search(fk, fh); ref.Record != 0 {
-		t.unlock(set)
-		return ref, Exists, noChore
+	// Mostly no cell has either tag, and then there is nothing to compare.
+	if t.tagged(fh) {
+		if ref := t.search(*fk, fh); ref.Record != 0 {
+			t.unlock(set)
+			return ref, Exists, noChore
+		}
 	}
-	if fk == rk || t.search(rk, rh).Record != 0 {
+	if *fk == *rk || t.tagged(rh) && t.search(*rk, rh).Record != 0 {
 		t.unlock(set)
 		return Ref{}, Collision, noChore
 	}
@@ -129,6 +142,13 @@ func (t *Table) insert(n *record, f *Flow, fk, rk key, fh, rh, ch uint64, now Ti
 	atomic.StoreUint64(fc, cellOf(fh, rec, Forward))
 	t.unlock(set)
 	return Ref{rec, Forward}, Inserted, also
+}
+
+// tagged reports whether a cell of a hash's two buckets may have its tag. The tag 0 is everywhere.
+func (t *Table) tagged(h uint64) bool {
+	b1, b2 := t.pair(h)
+	tag := tagOf(h)
+	return min(t.buckets[b1].nearest(tag), t.buckets[b2].nearest(tag)) < cellTag
 }
 
 // pack writes what a lookup compares.
@@ -174,17 +194,29 @@ func (t *Table) vacant(h uint64, taken *uint64) *uint64 {
 // roomToSpare is how many of a bucket's eight cells are for tuples that have nowhere better to go.
 const roomToSpare = 3
 
+// vacancy counts the bucket's free cells and returns the first, which is the one that vacant has taken if it took one here.
 func (b *bucket) vacancy(taken *uint64) (n int, first *uint64) {
-	for i := range b {
-		if c := &b[i]; c != taken && atomic.LoadUint64(c) == 0 {
-			if n == 0 {
-				first = c
-			}
-			n++
-		}
+	free := b.empty()
+	if free == 0 {
+		return 0, nil
 	}
-	return n, first
+	if first = &b[bits.TrailingZeros32(free)%bucketCells]; first == taken {
+		if free &= free - 1; free == 0 {
+			return 0, nil
+		}
+		first = &b[bits.TrailingZeros32(free)%bucketCells]
+	}
+	return bits.OnesCount32(free), first
 }
+
+// empty returns the free cells as bits. It has no branch, as nearest has none.
+func (b *bucket) empty() uint32 {
+	return zero(load(&b[0])) | zero(load(&b[1]))<<1 | zero(load(&b[2]))<<2 | zero(load(&b[3]))<<3 |
+		zero(load(&b[4]))<<4 | zero(load(&b[5]))<<5 | zero(load(&b[6]))<<6 | zero(load(&b[7]))<<7
+}
+
+// zero returns 1 for 0, else 0.
+func zero(x uint64) uint32 { return uint32((x|-x)>>63) ^ 1 }
 
 // alloc takes a record off the free list and counts it for its client. One list and one lock for the table: it is held
 // for a few instructions, and only new flows come here.

@@ -128,6 +128,36 @@ func TestInsertFullOfCells(tt *testing.T) {
 	}
 }
 
+// The branch-free count of free cells against the plain one, with each cell taken or not.
+func TestVacancy(t *testing.T) {
+	rng := newRand(2)
+	for pattern := range 256 {
+		var b bucket
+		n, first, second := 0, (*uint64)(nil), (*uint64)(nil)
+		for i := range b {
+			if pattern>>i&1 != 0 {
+				b[i] = []uint64{1, 1 << 63, 1 << 32, rng.Uint64() | 2}[rng.IntN(4)]
+				continue
+			}
+			switch n++; n {
+			case 1:
+				first = &b[i]
+			case 2:
+				second = &b[i]
+			}
+		}
+		other := new(uint64)
+		for _, taken := range []*uint64{nil, other} {
+			if gotN, got := b.vacancy(taken); gotN != n || got != first {
+				t.Errorf("%08b: %d free, first %p, want %d, %p", pattern, gotN, got, n, first)
+			}
+		}
+		if gotN, got := b.vacancy(first); first != nil && (gotN != n-1 || got != second) {
+			t.Errorf("%08b, the first taken: %d free, first %p, want %d, %p", pattern, gotN, got, n-1, second)
+		}
+	}
+}
+
 // A table of the sizes that Geometry gives takes all of its flows, whatever the seed.
 func TestInsertFillsToCapacity(tt *testing.T) {
 	for seed := range uint64(4) {

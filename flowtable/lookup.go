@@ -18,20 +18,40 @@ func (t *Table) Lookup(k *Tuple) Ref {
 	s0, s1 := k.src()
 	d0, d1 := k.dst()
 	tail := k.tail()
-	h := t.sip(s0, s1, d0, d1, tail)
-	b1, b2 := t.pair(h)
+	// What follows is sip for IPv4, nearest and is, by hand: three calls would cost as much as the work in them.
+	var h uint64
+	if mapped4(s0, s1, d0, d1) {
+		w, last := s1>>32|d1&^(1<<32-1), tail|13<<56
+		v0, v1, v2, v3 := t.v[0], t.v[1], t.v[2], t.v[3]
+		v0, v1, v2, v3 = round(v0, v1, v2, v3^w)
+		v0, v1, v2, v3 = round(v0^w, v1, v2, v3^last)
+		v0, v1, v2, v3 = round(v0^last, v1, v2^0xff, v3)
+		v0, v1, v2, v3 = round(v0, v1, v2, v3)
+		v0, v1, v2, v3 = round(v0, v1, v2, v3)
+		h = v0 ^ v1 ^ v2 ^ v3
+	} else {
+		h = t.sip(s0, s1, d0, d1, tail)
+	}
 	tag := tagOf(h)
-	x := t.buckets[b1].nearest(tag)
+	x := t.buckets[uint32(h)&t.mask].nearest(tag)
 	if x >= cellTag {
-		x = t.buckets[b2].nearest(tag)
-	}
-	if x < cellTag {
-		if rec := uint32(x); rec != 0 && int(rec) < len(t.records) && t.records[rec].is(x>>32, s0, s1, d0, d1, tail) {
-			return Ref{rec, Direction(x >> 32)}
+		_, b2 := t.pair(h)
+		if x = t.buckets[b2].nearest(tag); x >= cellTag {
+			return Ref{}
 		}
-		return t.search(key{s0, s1, d0, d1, tail}, h)
 	}
-	return Ref{}
+	if rec := uint32(x); rec != 0 && int(rec) < len(t.records) {
+		r := &t.records[rec]
+		d := x >> 32 & 1
+		src, dst := &r.addr[2*d], &r.addr[1-d]
+		if d&uint64(r.flags) != 0 {
+			dst = &r.source
+		}
+		if (src[0]^s0)|(src[1]^s1)|(dst[0]^d0)|(dst[1]^d1)|((uint64(r.ports[d])|uint64(r.proto)<<32)^tail) == 0 {
+			return Ref{rec, Direction(d)}
+		}
+	}
+	return t.search(key{s0, s1, d0, d1, tail}, h)
 }
 
 // batchSize is how many lookups overlap. More would push each other's lines out of the first-level cache.
@@ -56,7 +76,23 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	hashes = hashes[:len(tuples)]
 	refs = refs[:len(tuples)]
 	for i := range tuples {
-		hashes[i] = t.Hash(&tuples[i])
+		k := &tuples[i]
+		s0, s1 := k.src()
+		d0, d1 := k.dst()
+		tail := k.tail()
+		if !mapped4(s0, s1, d0, d1) {
+			hashes[i] = t.sip(s0, s1, d0, d1, tail)
+			continue
+		}
+		// sip for IPv4, by hand: without the calls the hashes of neighbours overlap.
+		w, last := s1>>32|d1&^(1<<32-1), tail|13<<56
+		v0, v1, v2, v3 := t.v[0], t.v[1], t.v[2], t.v[3]
+		v0, v1, v2, v3 = round(v0, v1, v2, v3^w)
+		v0, v1, v2, v3 = round(v0^w, v1, v2, v3^last)
+		v0, v1, v2, v3 = round(v0^last, v1, v2^0xff, v3)
+		v0, v1, v2, v3 = round(v0, v1, v2, v3)
+		v0, v1, v2, v3 = round(v0, v1, v2, v3)
+		hashes[i] = v0 ^ v1 ^ v2 ^ v3
 	}
 	for _, h := range hashes {
 		atomic.LoadUint64(&t.buckets[uint32(h)&t.mask][0])
@@ -89,9 +125,18 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 		s0, s1 := k.src()
 		d0, d1 := k.dst()
 		tail := k.tail()
-		if rec == 0 || int(rec) >= len(t.records) || !t.records[rec].is(uint64(d), s0, s1, d0, d1, tail) {
-			refs[i] = t.search(key{s0, s1, d0, d1, tail}, hashes[i])
+		if rec != 0 && int(rec) < len(t.records) {
+			// is, by hand.
+			r, d := &t.records[rec], uint64(d&1)
+			src, dst := &r.addr[2*d], &r.addr[1-d]
+			if d&uint64(r.flags) != 0 {
+				dst = &r.source
+			}
+			if (src[0]^s0)|(src[1]^s1)|(dst[0]^d0)|(dst[1]^d1)|((uint64(r.ports[d])|uint64(r.proto)<<32)^tail) == 0 {
+				continue
+			}
 		}
+		refs[i] = t.search(key{s0, s1, d0, d1, tail}, hashes[i])
 	}
 }
 

@@ -47,11 +47,11 @@ func TestSYNFlood(tt *testing.T) {
 		answered bool
 	}{{"unanswered", false}, {"answered by the backends", true}} {
 		tt.Run(c.name, func(tt *testing.T) {
-			const capacity, live, grace, every, roundTrip = 65536, 1000, 2048, 100, 500
-			syns := uint32(1_000_000)
+			capacity, grace, syns := 65536, uint32(2048), uint32(1_000_000)
 			if raceEnabled {
-				syns = 200_000
+				capacity, grace, syns = 16384, 512, 60_000
 			}
+			const live, every, roundTrip = 1000, 100, 500
 			t := newTable(tt, capacity, Timeouts{})
 			now := Tick(1)
 			alive := map[uint32]Flow{}
