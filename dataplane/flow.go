@@ -219,7 +219,7 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 	t.Target(ref, &w.target)
 	a := w.adjacent(ref)
 	if a.exceeds(p) {
-		w.giveBack(i, TTLExceeded)
+		w.reject(i, TTLExceeded)
 		return
 	}
 	if w.in.port.partial {
@@ -303,8 +303,9 @@ func (w *worker) sctp(i int) {
 	}
 }
 
-// reject answers frame i from the address that it asked for, with port unreachable
-// or, where its backend is gone, with a reset; and ends it.
+// reject answers frame i and ends it. Who asks a Service is answered by the address
+// that it asked: with port unreachable or, where its backend is gone, with a reset.
+// Whose TTL ends here is answered by the node, as by any router.
 func (w *worker) reject(i int, reason Reason) {
 	b := &w.b
 	p := &b.packets[i]
@@ -323,9 +324,12 @@ func (w *worker) reject(i int, reason Reason) {
 	addr = w.d.umem.Payload(addr)
 	answer := w.d.umem.Frame(addr, uint32(w.d.umem.MaxReceive()))
 	n := 0
-	if reason == BackendGone {
+	switch reason {
+	case BackendGone:
 		n = nat.BuildReset(answer, b.frames[i], p)
-	} else {
+	case TTLExceeded:
+		n = nat.BuildTimeExceeded(answer, b.frames[i], p, w.d.egress.fib.Load().nodeAddress(&p.Src))
+	default:
 		n = nat.BuildUnreachable(answer, b.frames[i], p, p.Dst)
 	}
 	if n == 0 {

@@ -229,8 +229,13 @@ func (w *worker) firstPiece(i int, d *datagram, piece *nat.Piece) {
 func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Packet, piece *nat.Piece, in *port) {
 	switch d.fate {
 	case fateTranslate:
-		if d.adjacency.exceeds(p) || !p.RewriteFragment(frame, piece, &d.to) {
-			w.handBack(desc, frame, p, nat.Fragment, in, TTLExceeded)
+		if d.adjacency.exceeds(p) {
+			w.end(RejectRefused) // only a whole datagram is answered
+			w.cache.Put(desc.Addr)
+			return
+		}
+		if !p.RewriteFragment(frame, piece, &d.to) {
+			w.handBack(desc, frame, p, nat.Fragment, in, unparsed(nat.Fragment))
 			return
 		}
 		w.forward(desc, frame, p, d.adjacency, d.reason)

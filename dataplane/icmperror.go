@@ -35,7 +35,7 @@ func (w *worker) icmpError(i int) {
 	t.Target(ref, &w.target)
 	a := w.adjacent(ref)
 	if a.exceeds(p) {
-		w.giveBack(i, TTLExceeded)
+		w.drop(i, RejectRefused) // an error is not answered by an error
 		return
 	}
 	to := &w.target

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -261,6 +262,66 @@ func TestRejects(t *testing.T) {
 	s := b.settle()
 	if s.Verdict(Rejected) == 0 || s.Reason(NoEndpoints) == 0 || s.Reason(UnknownPort) == 0 {
 		t.Errorf("rejected %d: no endpoints %d, unknown port %d", s.Verdict(Rejected), s.Reason(NoEndpoints), s.Reason(UnknownPort))
+	}
+}
+
+// TestTTLEnds: the node is the last hop that a packet to a Service can have.
+func TestTTLEnds(t *testing.T) {
+	for _, mode := range []Mode{ModeFront, ModeAlone} {
+		t.Run(mode.String(), func(t *testing.T) {
+			b := newTestbed(t, netlab.ClusterOptions{}, func(c *Config) { c.Mode = mode })
+			b.Backends[0].EchoOn(8080)
+			var near []netip.AddrPort
+			for _, f := range netlab.Families {
+				near = append(near, b.Backends[0].AddrPort(f, 8080))
+			}
+			b.publish(testService{name: "near", number: 24, port: 80, backends: near})
+			client := b.Clients[0]
+			for _, f := range netlab.Families {
+				ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+				c, err := client.Dial(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 24), 80))
+				if err != nil {
+					t.Fatal(err)
+				}
+				hops(t, c, f, 1)
+				c.SetDeadline(time.Now().Add(time.Second))
+				c.Write([]byte("not far"))
+				if _, err := c.Read(make([]byte, 8)); !errors.Is(err, syscall.EHOSTUNREACH) {
+					t.Errorf("%s: one hop: got %v, want no route to host (time exceeded)", f, err)
+				}
+				hops(t, c, f, 2)
+				c.SetDeadline(time.Now().Add(time.Second))
+				c.Write([]byte("far"))
+				if _, err := c.Read(make([]byte, 8)); err != nil {
+					t.Errorf("%s: two hops: %v", f, err)
+				}
+				c.Close()
+				cancel()
+			}
+			if s := b.settle(); s.Reason(TTLExceeded) != 2 {
+				t.Errorf("%d times exceeded, want 2", s.Reason(TTLExceeded))
+			}
+		})
+	}
+}
+
+// hops sets how far a UDP socket's packets go, and has it hear of errors.
+func hops(t *testing.T, c net.Conn, f netlab.Family, n int) {
+	t.Helper()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) {
+		if f == netlab.IPv4 {
+			serr = errors.Join(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, n), unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+		} else {
+			serr = errors.Join(unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, n), unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
+		}
+	})
+	if err := errors.Join(err, serr); err != nil {
+		t.Fatal(err)
 	}
 }
 

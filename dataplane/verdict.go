@@ -45,7 +45,6 @@ const (
 	NoSnapshot      // nothing is programmed yet
 	MidStream       // of a connection that the kernel began, or that nobody has
 	NotServed       // neither a frontend's address nor a flow's tuple (any more)
-	TTLExceeded     // the kernel answers it
 	UnservedPath    // the backend's replies would not come back through a port
 	HairpinToSelf   // the backend is the client, and the node has no address to show it
 	TableFull       // no room for the flow
@@ -54,6 +53,7 @@ const (
 	NoFreePort      // every source port tried collides at the backend
 	NoEndpoints     // rejected: no usable endpoint anywhere
 	BackendGone     // rejected with a reset: the connection's backend no longer serves
+	TTLExceeded     // rejected with time exceeded: the node is as far as it goes
 	UnknownPort     // rejected: the address is a frontend's, the port is not
 	NoLocal         // dropped: policy Local, and no endpoint on this node
 	SpoofedSource   // dropped: the source does not live behind this port
@@ -86,7 +86,7 @@ var reasonWords = [firstNatReason]struct {
 	NoSnapshot:      {"no_snapshot", Returned},
 	MidStream:       {"mid_stream", Returned},
 	NotServed:       {"not_served", Returned},
-	TTLExceeded:     {"ttl_exceeded", Returned},
+	TTLExceeded:     {"ttl_exceeded", Rejected},
 	UnservedPath:    {"unserved_path", Returned},
 	HairpinToSelf:   {"hairpin", Returned},
 	ClientOverCap:   {"client_over_cap", Returned},
