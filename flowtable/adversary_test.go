@@ -9,7 +9,10 @@ import (
 // it knows are, in a table with a seed of its own, like any other keys: all fit, and a lookup looks at no more
 // than 1.2 times as many lines.
 func TestChosenKeys(tt *testing.T) {
-	n := rounds(1_000_000)
+	n := 1_000_000
+	if raceEnabled {
+		n = 20_000
+	}
 	known := newTable(tt, n, Timeouts{})
 	crowd := uint32(n / 10) // 8 cells each: too few
 	flow := func(i uint32) Flow {
