@@ -139,6 +139,70 @@ func TestUnreachableIsLinuxs(t *testing.T) {
 	}
 }
 
+// The same for the other answers. Linux also answers later fragments of IPv6, which we
+// do not: the first one is answered, and once is enough.
+func TestAnswersAreLinuxs(t *testing.T) {
+	file, err := os.ReadFile("testdata/linux_answers.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent := map[string]bool{"fragment6_1": true, "fragment6_2": true}
+	cases := map[string]int{}
+	for line := range strings.Lines(string(file)) {
+		words := strings.Fields(line)
+		if words[0] == "#" {
+			continue
+		}
+		kind, name := words[0], words[1]
+		cases[kind]++
+		frame := unhex(t, words[2])
+		p := new(Packet)
+		switch r := p.Parse(frame); r {
+		case OK, BadTCPFlags, ICMP, ICMPv6:
+		case SCTP:
+			p = mustParseSCTP(t, frame)
+		case Fragment:
+			p, _ = mustPiece(t, frame)
+		default:
+			t.Fatalf("%s %s: Parse = %v", kind, name, r)
+		}
+		from := addr("198.18.0.1")
+		if p.IPv6 {
+			from = addr("2001:db8:1::1")
+		}
+		var got []byte
+		switch kind {
+		case "ttl":
+			got = timeExceeded(t, frame, p, from)
+		case "big":
+			if p.End-p.L3 > 1280 {
+				got = tooBig(t, frame, p, from, 1280)
+			}
+		case "reset":
+			got = reset(t, frame, p)
+		}
+		var want []byte
+		if words[3] != "-" && !silent[name] {
+			want = unhex(t, words[3])
+			switch {
+			case kind == "reset":
+			case p.IPv6:
+				want[15] &= 0xf0 // flow label
+				clear(want[16:18])
+			default:
+				copy(want[18:], []byte{0, 0, 0x40, 0}) // identification, DF
+				fixHeader(want[14:])
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s %s:\n got %x\nwant %x", kind, name, got, want)
+		}
+	}
+	if cases["ttl"] < 20 || cases["big"] < 9 || cases["reset"] < 20 {
+		t.Errorf("cases: %v", cases)
+	}
+}
+
 func unhex(tb testing.TB, s string) []byte {
 	tb.Helper()
 	b, err := hex.DecodeString(s)
