@@ -232,32 +232,47 @@ func TestEgressRedirect(t *testing.T) {
 
 // The headers of a frame may lie beyond the linear part of its skb.
 func TestEgressPullsHeaders(t *testing.T) {
-	n := newNodeLab(t, 9000, nil)
+	n := newNodeLab(t, 9000, func(s *Spec) { s.Fragments, s.ICMPErrors = true, true })
 	client := netip.AddrPortFrom(netlab.NodeAddr(netlab.IPv4, 2), 41000)
 	n.insert(t, flowOf(client, frontend4, nodeBackend4, udp))
-	before := n.counters(t)[directSlot].Egress
-
-	// A packet socket with a virtio header leaves all but hdr_len bytes of a frame
-	// above a page in fragments (net/packet/af_packet.c:packet_snd).
-	frame := packet{src: nodeBackend4, dst: client, proto: udp, payload: 6000}.frame(t)
-	header := make([]byte, 10)
-	binary.NativeEndian.PutUint16(header[2:], 14)
-	if err := n.ns.Do(func() error {
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
-			return err
-		}
-		return unix.Sendto(fd, append(header, frame...), 0, &unix.SockaddrLinklayer{Ifindex: n.direct, Protocol: 0x0008})
-	}); err != nil {
+	if err := n.UpdateBackends([][16]byte{nodeBackend6.Addr().As16()}, nil); err != nil {
 		t.Fatal(err)
 	}
-	after := n.counters(t)[directSlot].Egress
-	if got := after[ReasonReply] - before[ReasonReply]; got != 1 {
-		t.Errorf("counted %v, want one reply", after)
+	quoted := packet{src: client, dst: nodeBackend4, proto: udp, payload: 6000}
+	for _, tt := range []struct {
+		packet
+		linear uint16
+		want   Reason
+	}{
+		{packet{src: nodeBackend4, dst: client, proto: udp, payload: 6000}, 14, ReasonReply},
+		{errorAbout(t, quoted, 3, -1), 14, ReasonICMPErrorReply},
+		{errorAbout(t, quoted, 3, -1), 14 + 20 + 8 + 20, ReasonICMPErrorReply}, // up to the quoted ports
+		{packet{src: nodeBackend6, dst: known6, proto: udp, payload: 6000, extensions: []extension{frag6(0, true)}}, 14 + 40, ReasonFragmentReply},
+		{packet{src: nodeBackend6, dst: known6, proto: udp, l4: make([]byte, 6000), extensions: []extension{frag6(8, true)}}, 14 + 40, ReasonFragmentReply},
+	} {
+		before := n.counters(t)[directSlot].Egress
+		// A packet socket with a virtio header leaves all but hdr_len bytes of a frame
+		// above a page in fragments (net/packet/af_packet.c:packet_snd).
+		frame := tt.frame(t)
+		header := make([]byte, 10)
+		binary.NativeEndian.PutUint16(header[2:], tt.linear)
+		if err := n.ns.Do(func() error {
+			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+				return err
+			}
+			return unix.Sendto(fd, append(header, frame...), 0, &unix.SockaddrLinklayer{Ifindex: n.direct, Protocol: 0x0008})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		after := n.counters(t)[directSlot].Egress
+		if got := after[tt.want] - before[tt.want]; got != 1 {
+			t.Errorf("%d bytes linear: counted %v, want one %v", tt.linear, after, tt.want)
+		}
 	}
 }
 

@@ -36,7 +36,7 @@ func errorAbout(t *testing.T, quoted packet, kind byte, cut int) packet {
 	return e
 }
 
-// at is an error with something about it changed.
+// with is the packet with something about it changed.
 func (p packet) with(change func(*packet)) packet {
 	change(&p)
 	return p
@@ -85,6 +85,8 @@ func TestICMPErrors(t *testing.T) {
 		{"to another than the quoted source", errorAbout(t, forward4, 3, -1).with(to(client4)), ReasonICMPErrorReply}, // one address
 		{"to another address", errorAbout(t, forward4, 3, -1).with(to(other4)), ReasonICMPError},
 		{"to another address, IPv6", errorAbout(t, forward6, 1, -1).with(to(other6)), ReasonICMPError},
+		{"to the client, about another's frame", errorAbout(t, packet{src: netip.AddrPortFrom(other4.Addr(), known4.Port()), dst: backend4}, 3, -1).with(to(known4)), ReasonICMPError},
+		{"to the client, about another's frame, IPv6", errorAbout(t, packet{src: netip.AddrPortFrom(other6.Addr(), known6.Port()), dst: backend6}, 1, -1).with(to(known6)), ReasonICMPError},
 		{"to the frontend", errorAbout(t, forward4, 3, -1).with(to(frontend4)), ReasonICMPError},
 
 		{"tagged", errorAbout(t, forward4, 3, 28).with(func(p *packet) { p.vlans = []layers.EthernetType{tagC} }), ReasonICMPErrorReply},
@@ -208,7 +210,6 @@ func TestICMPErrorToSource(t *testing.T) {
 		flow := flowOf(f.client, f.frontend, f.backend, tcp)
 		flow.Source, flow.SourcePort = f.source.Addr().As16(), f.source.Port()
 		r.insert(t, flow)
-		kind := byte(3)
 		for _, tt := range []struct {
 			name     string
 			src, dst netip.AddrPort
@@ -219,7 +220,7 @@ func TestICMPErrorToSource(t *testing.T) {
 			{"frontend to client", f.frontend, f.client, ReasonICMPErrorForward},
 			{"frontend to source", f.frontend, f.source, ReasonICMPError},
 		} {
-			if got := r.ingress(t, errorAbout(t, packet{src: tt.src, dst: tt.dst, flags: "A"}, kind, -1).frame(t), r.direct, 0); got.Reason != tt.want {
+			if got := r.ingress(t, errorAbout(t, packet{src: tt.src, dst: tt.dst, flags: "A"}, 3, -1).frame(t), r.direct, 0); got.Reason != tt.want {
 				t.Errorf("%s, %v: got %v, want %v", tt.name, f.client, got, tt.want)
 			}
 		}

@@ -636,9 +636,8 @@ static __always_inline enum reason read_quote(struct tuple *t, void *data, void 
 		if (whole < room)
 			room = whole;
 		load6(src, ip->saddr);
+		/* A mapped address here is in no flow: t->dst is not mapped. */
 		load6(t->src, ip->daddr);
-		if (is_mapped(t->src))
-			return REASON_ICMP_ERROR;
 		proto = ip->nexthdr;
 		pos = ip + 1;
 		reason = walk(&pos, end, &room, &proto);
