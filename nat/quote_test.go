@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -155,6 +157,47 @@ func TestRewriteError(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Against what a Linux router with NAT made of the same errors: byte for byte. It gives
+// even a router's error the frontend's address.
+func TestErrorsAreLinuxs(t *testing.T) {
+	file, err := os.ReadFile("testdata/linux_errors.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := 0
+	for line := range strings.Lines(string(file)) {
+		words := strings.Fields(line)
+		if words[0] == "#" {
+			continue
+		}
+		cases++
+		name := words[0]
+		frame, want := unhex(t, words[1]), unhex(t, words[2])
+		p, q := mustQuote(t, frame)
+		inner := Endpoints{client4, frontend4, q.SrcPort, frontendPort}
+		outerSrc, outerDst := &frontend4, (*[16]byte)(nil)
+		if p.IPv6 {
+			inner.Src, inner.Dst, outerSrc = client6, frontend6, &frontend6
+		}
+		if strings.HasPrefix(name, "forth") {
+			inner = Endpoints{backend4, client4, backendPort, q.DstPort}
+			outerSrc, outerDst = nil, &backend4
+			if p.IPv6 {
+				inner.Src, inner.Dst, outerDst = backend6, client6, &backend6
+			}
+		}
+		p.DecrementTTL(frame)
+		p.RewriteError(frame, q, outerSrc, outerDst, &inner)
+		// Ethernet is the caller's.
+		if got := join(want[:12], frame[12:]); !bytes.Equal(got, want) {
+			t.Errorf("%s:\n got %x\nwant %x", name, got, want)
+		}
+	}
+	if cases < 180 {
+		t.Errorf("%d cases", cases)
 	}
 }
 
