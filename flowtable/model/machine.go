@@ -67,6 +67,7 @@ type state struct {
 	locks uint8
 
 	free, limbo, batch uint8 // sets of records
+	queue              uint8 // of records that may be shed
 	section            uint8 // of the kernel's reader: odd inside
 	in                 uint8 // flows whose insert is decided and whose removal is not
 }
@@ -187,6 +188,7 @@ func (m *machine) initial() state {
 	for i, f := range m.before {
 		rec := uint8(i + 1)
 		s.free &^= bit(rec)
+		s.queue |= bit(rec)
 		s.mem[life(rec)] = live
 		s.mem[word(rec, 0)], s.mem[word(rec, 1)] = f, f
 		s.in |= bit(f)

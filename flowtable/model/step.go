@@ -6,6 +6,7 @@ const (
 	opUse               // read the flow in hand again, as the translation of a frame does
 	opInsert            // arg: flow
 	opRemove            // the flow in hand
+	opShed              // the table is crowded: remove a flow of the queue
 	opTurn              // a batch boundary
 	opSleep             //
 	opWake              //
@@ -20,7 +21,7 @@ const (
 )
 
 var kinds = [...]string{
-	"lookup", "use", "insert", "remove", "turn", "sleep", "wake", "enter", "exit", "walk", "expire", "cut", "grace",
+	"lookup", "use", "insert", "remove", "shed", "turn", "sleep", "wake", "enter", "exit", "walk", "expire", "cut", "grace",
 	"membarrier", "reclaim",
 }
 
@@ -49,6 +50,8 @@ func (m *machine) step(s *state, p int) bool {
 		}
 		q.pc = 0
 		return q.done()
+	case opShed:
+		return m.shed(s, p)
 	case opTurn, opSleep, opWake:
 		return m.boundary(s, p, o.kind)
 	case opEnter:
@@ -247,6 +250,7 @@ func (m *machine) insert(s *state, p int, flow uint8) bool {
 			q.rec++
 		}
 		s.free &^= bit(q.rec)
+		s.queue |= bit(q.rec)
 		q.flow, q.pc = flow, publish
 	case exists, refused:
 		if !m.unlock(s, p, flow) {
@@ -390,6 +394,7 @@ func (m *machine) remove(s *state, p int) (over, ok bool) {
 			m.violate("record %d is removed twice", q.rec)
 		}
 		s.limbo |= bit(q.rec)
+		s.queue &^= bit(q.rec)
 		q.i, q.b = q.b, 0
 		return true, true
 	case leave:
@@ -401,6 +406,36 @@ func (m *machine) remove(s *state, p int) (over, ok bool) {
 	}
 	q.pc++
 	return false, true
+}
+
+// shed, see pressure.go: a victim is taken off the queue by its number, not through a cell, while it is live.
+func (m *machine) shed(s *state, p int) bool {
+	q := &s.p[p]
+	switch q.pc {
+	case 0:
+		if !s.fenced(p) {
+			return false
+		}
+		own := q.rec
+		q.drop()
+		for rec := uint8(1); rec <= m.records; rec++ {
+			if s.queue&bit(rec) != 0 && rec != own && s.mem[life(rec)] == live {
+				s.queue &^= bit(rec)
+				q.rec, q.hold, q.pc = rec, bit(rec), 1
+				return true
+			}
+		}
+		return q.done()
+	case 1:
+		q.flow, q.pc = s.load(p, word(q.rec, reply)), 2
+		return true
+	}
+	over, ok := m.remove(s, p)
+	if !over {
+		return ok
+	}
+	q.drop()
+	return q.done()
 }
 
 // boundary is a worker's turn, going to sleep, or waking up: an atomic store of its turn.
