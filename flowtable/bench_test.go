@@ -133,6 +133,7 @@ func BenchmarkPacket(b *testing.B) {
 			now := Tick(1)
 			benchBatch(b, n, func(t *Table, refs []Ref) {
 				now++ // a tick a batch: every last-seen is stored
+				t.Warm(refs)
 				for _, ref := range refs {
 					t.Touch(ref.Record, ref.Direction, now, tcpACK)
 					t.Target(ref, &to)
@@ -188,15 +189,17 @@ func BenchmarkExpire(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory reports bytes a flow, all in: both arrays and the heap, in a table filled to 80 %.
+// BenchmarkMemory reports bytes a flow, all in: both arrays and the heap, in a table filled to 80 %, without and with a cap for
+// clients.
 func BenchmarkMemory(b *testing.B) {
-	for _, n := range benchSizes[1:] {
-		b.Run(sizeName(n), func(b *testing.B) {
+	for i := range 2 * (len(benchSizes) - 1) {
+		n, most := benchSizes[1+i/2], i%2*1000
+		b.Run(fmt.Sprintf("%s/cap=%d", sizeName(n), most), func(b *testing.B) {
 			for b.Loop() {
 				var before, after runtime.MemStats
 				runtime.GC()
 				runtime.ReadMemStats(&before)
-				t := newTable(b, n, Timeouts{})
+				t := openCapped(b, n, most*n)
 				fill(b, t, n*8/10)
 				runtime.GC()
 				runtime.ReadMemStats(&after)

@@ -26,7 +26,7 @@ func TestNoAllocations(tt *testing.T) {
 	for name, op := range map[string]func(){
 		"Hash":        func() { t.Hash(&k) },
 		"Lookup":      func() { t.Lookup(&k) },
-		"LookupBatch": func() { t.LookupBatch(tuples, hashes, refs) },
+		"LookupBatch": func() { t.LookupBatch(tuples, hashes, refs); t.Warm(refs) },
 		"Insert and Remove": func() {
 			ref, _ := t.Insert(&g, 0)
 			t.Remove(ref.Record)

@@ -67,11 +67,9 @@ func (t *Table) LookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	t.lookupBatch(tuples, hashes, refs)
 }
 
-// lookupBatch goes over the batch several times, so that the cache misses of many lookups overlap instead of queueing.
-// A load whose value nobody waits for is the prefetch that Go does not have; such loops have nothing else in them,
-// because a core looks ahead by instructions: with a scan between two loads, one or two misses are under way and not
-// ten. Most tuples stand in their first bucket (see vacant), so the second one is left alone until the first has
-// failed.
+// lookupBatch goes over the batch several times, so that the cache misses of many lookups overlap instead of queueing
+// (prefetch_amd64.s, or plain loads in prefetch_other.go). Most tuples stand in their first bucket (see vacant), so the second one is left alone until the first
+// has failed.
 func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	hashes = hashes[:len(tuples)]
 	refs = refs[:len(tuples)]
@@ -94,9 +92,7 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 		v0, v1, v2, v3 = round(v0, v1, v2, v3)
 		hashes[i] = v0 ^ v1 ^ v2 ^ v3
 	}
-	for _, h := range hashes {
-		atomic.LoadUint64(&t.buckets[uint32(h)&t.mask][0])
-	}
+	t.fetchBuckets(hashes)
 	var rest [batchSize]uint8 // those that the first bucket does not have
 	n := 0
 	for i, h := range hashes {
@@ -110,11 +106,7 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	if n > 0 {
 		t.secondBuckets(rest[:n], hashes, refs)
 	}
-	for i := range refs {
-		if rec := refs[i].Record; int(rec) < len(t.records) {
-			atomic.LoadUint64(&t.records[rec].addr[client][0])
-		}
-	}
+	t.fetchRecords(refs)
 	for i := range tuples {
 		rec, d := refs[i].Record, refs[i].Direction
 		if d == absent {
@@ -140,14 +132,29 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	}
 }
 
+// Warm brings what Touch, SetAdjacency and Generation need of the flows that a batch found: the other line of their
+// records. Whoever touches many of them at once calls it before, and waits for one cache miss instead of one for each.
+//
+// Loads, not prefetches: Touch's atomic operations do not overlap, and a prefetch that the core had no room for would be
+// a miss for each.
+func (t *Table) Warm(refs []Ref) {
+	for i := range refs {
+		if rec := refs[i].Record; int(rec) < len(t.records) {
+			atomic.LoadUint32(&t.records[rec].life)
+		}
+	}
+}
+
 // absent marks, within a batch, a tuple of which neither bucket has the tag.
 const absent Direction = 2
 
 func (t *Table) secondBuckets(rest []uint8, hashes []uint64, refs []Ref) {
-	for _, i := range rest {
+	var seconds [batchSize]uint64
+	for n, i := range rest {
 		_, b2 := t.pair(hashes[i])
-		atomic.LoadUint64(&t.buckets[b2][0])
+		seconds[n%batchSize] = uint64(b2)
 	}
+	t.fetchBuckets(seconds[:len(rest)])
 	for _, i := range rest {
 		_, b2 := t.pair(hashes[i])
 		x := t.buckets[b2].nearest(tagOf(hashes[i]))

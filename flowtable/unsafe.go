@@ -34,6 +34,7 @@ func view(index, records []byte) ([]bucket, []record, error) {
 const (
 	_ = -(unsafe.Sizeof(bucket{}) ^ BucketSize)
 	_ = -(unsafe.Sizeof(record{}) ^ RecordSize)
+	_ = -(unsafe.Sizeof(Ref{}) ^ 8) // prefetch_amd64.s steps by it
 
 	_ = -(unsafe.Offsetof(record{}.addr) ^ OffsetClient)
 	_ = -(unsafe.Offsetof(record{}.addr) + 16*frontend ^ OffsetFrontend)
