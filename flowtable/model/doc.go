@@ -24,5 +24,5 @@
 // succeeds only if neither tuple is there, and a loser gets a flow that is there. At the end: every process is
 // done (nobody waits for ever), and no record is lost.
 //
-// The mutants in mutants.go are the protocol with one thing wrong; the test wants a violation of each.
+// The mutants in scenarios.go are the protocol with one thing wrong; the test wants a violation of each.
 package main
