@@ -46,13 +46,12 @@ func (f *Piece) Atomic() bool { return f.Offset == 0 && !f.More }
 // whether they make a datagram, is not for one fragment to say.
 func (f *Piece) Parse(frame []byte, p *Packet) Reason {
 	*f = Piece{}
-	first := *p
-	reason := f.parse(frame, &first)
-	switch {
-	case reason != OK && reason != BadTCPFlags:
+	found := *p
+	reason := f.parse(frame, &found)
+	if reason == OK || reason == BadTCPFlags {
+		*p = found
+	} else {
 		*f = Piece{}
-	case f.Offset == 0:
-		*p = first
 	}
 	return reason
 }
