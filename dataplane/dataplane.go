@@ -50,6 +50,7 @@ type Dataplane struct {
 	publishedAt atomic.Uint64 // monotonic ns
 	running     atomic.Bool
 	pressed     chan struct{} // by workers: a grace period is wanted
+	behind      atomic.Pointer[behind]
 
 	publishing          sync.Mutex
 	frontends, backends map[[16]byte]bool // that the classifier knows; guarded by publishing

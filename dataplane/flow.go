@@ -118,7 +118,9 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 	fe := service.Frontend{Addr: p.Dst, Port: p.DstPort, Proto: p.Proto}
 	sp := s.Lookup(&fe)
 	if sp == nil && !s.Serves(p.Dst) {
-		w.giveBack(i, NotServed)
+		if !w.statelessReply(i) {
+			w.giveBack(i, NotServed)
+		}
 		return none
 	}
 	if !w.believes(i) {
@@ -183,8 +185,7 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 			}
 			return ref
 		case flowtable.Full:
-			w.d.press()
-			w.giveBack(i, TableFull)
+			w.withoutRoom(i, &f, sp.Selection == service.Consistent)
 			return none
 		case flowtable.OverCap:
 			w.giveBack(i, ClientOverCap)

@@ -37,10 +37,12 @@ func (d *Dataplane) maintain(ctx context.Context) {
 			d.collectAdjacencies()
 		case <-d.pressed:
 			d.reclaim(ctx)
+			d.prepareOverflow()
 		case <-turn.C:
 			d.table.Expire(flowtable.TickOf(d.clock.now()), budget)
 			d.table.Reconcile(budget, d.keep)
 			d.reclaim(ctx)
+			d.prepareOverflow()
 			full.report(d.table.Stats(), d.log)
 		}
 	}

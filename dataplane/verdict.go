@@ -35,12 +35,14 @@ type Reason uint8
 // The reasons of our own; those of a frame that could not be parsed follow
 // them, one for each nat.Reason.
 const (
-	ForwardDirect Reason = iota // to the backend, by a direct port
-	ForwardReturn               // to the backend, by the return port
-	ReplyDirect                 // to the client, by a direct port
-	ReplyReturn                 // to the client, by the return port
-	ErrorDirect                 // an ICMP error about a flow, by a direct port
-	ErrorReturn                 // an ICMP error about a flow, by the return port
+	ForwardDirect   Reason = iota // to the backend, by a direct port
+	ForwardReturn                 // to the backend, by the return port
+	ReplyDirect                   // to the client, by a direct port
+	ReplyReturn                   // to the client, by the return port
+	ErrorDirect                   // an ICMP error about a flow, by a direct port
+	ErrorReturn                   // an ICMP error about a flow, by the return port
+	StatelessDirect               // of a flow that found no room, by a direct port
+	StatelessReturn               // of a flow that found no room, by the return port
 
 	NoSnapshot      // nothing is programmed yet
 	MidStream       // of a connection that the kernel began, or that nobody has
@@ -62,6 +64,7 @@ const (
 	FragmentOverlap // dropped: of a datagram whose fragments overlap
 	FragmentAgain   // dropped: this fragment came before
 	OtherHost       // dropped: flooded to us, but sent to another station
+	NoRoomYet       // dropped: no room for the flow, and forwarding without state is being prepared
 	InvalidReply    // dropped: a reply that the kernel's own NAT would let out untranslated
 	ReturnLoop      // dropped: came from the node's kernel and would go back to it
 	TxFull          // dropped: no room in the ring of transmission
@@ -83,6 +86,8 @@ var reasonWords = [firstNatReason]struct {
 	ReplyReturn:     {"reply_return", Translated},
 	ErrorDirect:     {"error_direct", Translated},
 	ErrorReturn:     {"error_return", Translated},
+	StatelessDirect: {"stateless_direct", Translated},
+	StatelessReturn: {"stateless_return", Translated},
 	NoSnapshot:      {"no_snapshot", Returned},
 	MidStream:       {"mid_stream", Returned},
 	NotServed:       {"not_served", Returned},
@@ -103,6 +108,7 @@ var reasonWords = [firstNatReason]struct {
 	FragmentOverlap: {"fragment_overlap", Dropped},
 	FragmentAgain:   {"fragment_again", Dropped},
 	OtherHost:       {"other_host", Dropped},
+	NoRoomYet:       {"no_room_yet", Dropped},
 	InvalidReply:    {"invalid_reply", Dropped},
 	ReturnLoop:      {"return_loop", Dropped},
 	TxFull:          {"tx_full", Dropped},

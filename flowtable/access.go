@@ -27,6 +27,12 @@ func (t *Table) Target(ref Ref, to *Target) {
 	to.DstPort, to.SrcPort = portsTo(r.ports[Forward])
 }
 
+// SetOverflow tells the kernel's programs until when, in nanoseconds of CLOCK_MONOTONIC, there are flows that found no room
+// and are forwarded without a record. Any worker.
+func (t *Table) SetOverflow(until uint64) {
+	atomic.StoreUint64(&t.records[0].source[0], until)
+}
+
 // Flow copies a record out. Source and SourcePort are what the backend sees, the client's own included.
 func (t *Table) Flow(rec uint32, f *Flow) { t.records[rec].unpack(f) }
 

@@ -56,6 +56,7 @@ const (
 	HeaderSeed0      = 24
 	HeaderSeed1      = 32
 	HeaderChecksum   = 40 // CRC32C of the bytes before it
+	HeaderOverflow   = 64 // until when there are flows without a record: see SetOverflow
 )
 
 // Life of a record.

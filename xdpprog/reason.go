@@ -12,6 +12,7 @@ const (
 	ReasonForward          Reason = iota // in the flow table, client to frontend
 	ReasonReply                          // in the flow table, backend to client
 	ReasonNew                            // not in the flow table, to an address we serve, and ours to begin
+	ReasonOverflow                       // from a backend, while there are flows that found no room in the flow table
 	ReasonFragmentForward                // a fragment to an address we serve, or of a flow
 	ReasonFragmentReply                  // a fragment from a backend, or of a flow
 	ReasonICMPErrorForward               // an error about a flow's reply: it goes to the backend
@@ -52,6 +53,7 @@ var reasonNames = [NumReasons]string{
 	ReasonForward:          "forward",
 	ReasonReply:            "reply",
 	ReasonNew:              "new",
+	ReasonOverflow:         "overflow",
 	ReasonFragmentForward:  "fragment_forward",
 	ReasonFragmentReply:    "fragment_reply",
 	ReasonICMPErrorForward: "icmp_error_forward",

@@ -18,9 +18,10 @@
  * of the first group is ours; one of the second would be, were the daemon alive; the rest is not.
  */
 enum reason {
-	REASON_FORWARD, /* in the flow table, client to frontend */
-	REASON_REPLY,	/* in the flow table, backend to client */
-	REASON_NEW,	/* not in the flow table, to an address we serve, and ours to begin */
+	REASON_FORWARD,	 /* in the flow table, client to frontend */
+	REASON_REPLY,	 /* in the flow table, backend to client */
+	REASON_NEW,	 /* not in the flow table, to an address we serve, and ours to begin */
+	REASON_OVERFLOW, /* from a backend, while there are flows that found no room in the table */
 	/* Fragments are told by address, the first ones also by the flow table. */
 	REASON_FRAGMENT_FORWARD, /* to an address we serve */
 	REASON_FRAGMENT_REPLY,	 /* from a backend */
@@ -119,10 +120,14 @@ struct flow_header {
 	__u32 records;
 	__u32 record_size;
 	__u64 seed[2];
+	__u64 reserved[3];
+	__u64 overflow; /* until when there are flows without a record, as bpf_ktime_get_ns() counts
+			 */
 };
 
 _Static_assert(sizeof(struct flow_bucket) == 64, "bucket");
 _Static_assert(sizeof(struct flow_record) == 128, "record");
+_Static_assert(__builtin_offsetof(struct flow_header, overflow) == 64, "header");
 
 struct address {
 	__u64 word[2];
@@ -826,6 +831,16 @@ static __always_inline bool served(const struct tuple *t)
 	struct address a = {{t->dst[0], t->dst[1]}};
 
 	return bpf_map_lookup_elem(&frontend_addrs, &a);
+}
+
+/* Are there flows that found no room in the table? */
+static __always_inline bool overflows(void)
+{
+	__u32 zero = 0;
+	struct flow_header *header = bpf_map_lookup_elem(&flow_records, &zero);
+	__u64 until = header ? *(volatile __u64 *)&header->overflow : 0;
+
+	return until && bpf_ktime_get_coarse_ns() < until;
 }
 
 static __always_inline bool from_backend(const struct tuple *t)

@@ -158,7 +158,12 @@ static __always_inline enum reason judge(struct xdp_md *ctx)
 		}
 		return fragment ? REASON_FRAGMENT_FORWARD : REASON_NEW;
 	}
-	return fragment && from_backend(&t) ? REASON_FRAGMENT_REPLY : REASON_NOT_OURS;
+	if (fragment)
+		return from_backend(&t) ? REASON_FRAGMENT_REPLY : REASON_NOT_OURS;
+	/* A flow without a record has replies that only the daemon can tell. */
+	if (mode == MODE_ALONE && overflows() && from_backend(&t))
+		return REASON_OVERFLOW;
+	return REASON_NOT_OURS;
 }
 
 SEC("xdp")
