@@ -8,6 +8,8 @@
 // a collision forced another). Its forward tuple is client to frontend, its reply tuple is backend to source. A record
 // holds one flow. A cell holds a tag, a direction and a record number; a bucket is eight cells. A tuple has two
 // candidate buckets. A class is what decides a flow's timeout. Limbo is where removed records wait for their grace period.
+// A flow is settled when both sides have spoken (TCP: and the client again, after the backend's answer); before, it is
+// unreplied or half-open. Shedding removes flows that are not settled to make room.
 //
 // # Layout
 //
@@ -44,29 +46,34 @@
 //  5. A flow never moves: its cells and its record stay until it is removed.
 //  6. A record that a reader can still be on is not written but for the fields that are atomics (remove.go proves it).
 //  7. Every record is in one place: live, in limbo, in a batch, or free.
+//  8. A live flow that is not settled is in a queue, in the order of the inserts (pressure.go).
+//  9. The count of a client is the number of its live flows, if clients are counted (clients.go).
 //
 // # Cost
 //
 // A lookup reads one line of the index, in most cases, or two, and on an equal tag one line of a record. In a batch
-// the misses of 64 lookups overlap. An insert hashes twice, takes up to four of 64 stripe locks and one lock for the free
-// list. Index and records together take 128 bytes a flow for the record and 32 to 64 for the index, and 4 bytes on the
-// heap. The benchmarks measure all of it: go test -run '^$' -bench . ./flowtable
+// the misses of 64 lookups overlap; Warm does the same for the line that Touch writes. An insert hashes twice, takes up to
+// four of 64 stripe locks and one lock for the lists; under pressure it removes one flow, and looks at 16 at most.
+//
+// A flow of the capacity takes 144 bytes for records (a reserve of an eighth with them), 32 to 64 for the index, 9 on
+// the heap, and 28 more if clients are counted: at a capacity of a million, filled to 80 %, 233 bytes a flow, or 268. The
+// benchmarks measure all of it: go test -run '^$' -bench . ./flowtable
 //
 // # Who may call what
 //
-//	Hash, Lookup, LookupBatch               anyone, any time, no lock
+//	Hash, Lookup, LookupBatch, Warm         anyone, any time, no lock
 //	Touch, Closing, Target, Flow,           whoever got the record from a lookup or an insert in the same batch
 //	Adjacency, Generation and their setters
 //	Insert                                  any worker
 //	Remove                                  any worker, with a record from the same batch
-//	Expire, All, Stats                      any goroutine; no worker waits for them
+//	Expire, Reconcile, All, Stats, Urgent   any goroutine; no worker waits for them
 //	Limbo, Reclaim                          one housekeeper, with the grace period between them (remove.go)
-//	Format, Open                            nobody else is using the table from Go; kernel programs may read
+//	Format, Open, OpenWith                  nobody else is using the table from Go; kernel programs may read
 //
 // A worker is anyone whom the housekeeper's grace period waits for.
 //
 // # What it does not do
 //
-// It does not choose backends or source ports, does not know snapshots beyond the number it keeps for them, and does not
-// shed flows when it is full: Insert says Full, and counts it.
+// It does not choose backends or source ports, and does not know snapshots beyond the number it keeps for them: Reconcile asks
+// its caller. It sheds no settled flow. What becomes of a packet whose flow is Full or OverCap is the caller's to decide.
 package flowtable

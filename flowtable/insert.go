@@ -7,12 +7,13 @@ import (
 
 // The way of an insert:
 //
-//  1. build the record aside; hash both of its tuples: four buckets
+//  1. build the record aside; hash both of its tuples: four buckets, read ahead
 //  2. lock their stripes
 //  3. the forward tuple is there: Exists. The reply tuple is there: Collision
-//  4. choose a cell for each in one of its tuple's two buckets; take a free record
+//  4. choose a cell for each in one of its tuple's two buckets; count the flow for its client; take a free record
 //  5. fill the record, plainly: nobody else reads it
 //  6. life = live; publish the reply cell; publish the forward cell; unlock
+//  7. shed a flow if too many live (pressure.go). Had 4 found no cell, shed one of those in the way, and go to 2
 //
 // The reply goes first, and Remove takes the forward cell away first, so that at any moment
 //
