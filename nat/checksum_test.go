@@ -245,8 +245,8 @@ func TestUpdateOtherZero(t *testing.T) {
 	}
 }
 
-// Changes drawn at random, as many as NAT_RANDOM says: 1e9 of them take some minutes,
-// and are for a release.
+// Changes drawn at random, as many as NAT_RANDOM says: 1e9 of them take a minute or
+// two, and are for a release.
 func TestUpdateRandom(t *testing.T) {
 	n, seed := 200_000, uint64(1)
 	if s := os.Getenv("NAT_RANDOM"); s != "" {
