@@ -4,6 +4,8 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 TESTFLAGS ?=
+FRAMES  ?= 100000
+SEED    ?= 0
 
 .DEFAULT_GOAL := help
 
@@ -33,6 +35,10 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s); FUZZ=./nat for those of one p
 		echo "$$package $$target"; \
 		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
 	done; done
+
+.PHONY: differential
+differential: ## Compare Sluice with the kernel's own NAT, byte for byte (root; FRAMES=1000000 SEED=1 for more of it).
+	$(GO) run ./internal/differential -frames $(FRAMES) -seed $(SEED)
 
 .PHONY: bench
 bench: ## Run the micro-benchmarks: parse, lookup, rewrite and the whole user-side path.

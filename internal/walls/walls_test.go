@@ -20,16 +20,17 @@ const module = "github.com/sluice-net/sluice"
 // run one way: cmd, bench, dataplane, and then the rooms that know nothing of
 // each other. A room covers the folders below it, unless they are rooms too.
 var rooms = map[string][]string{
-	"nat":             {},
-	"flowtable":       {},
-	"service":         {},
-	"xdpprog":         {},
-	"dataplane/xsk":   {},
-	"internal/netlab": {},
-	"internal/walls":  {},
-	"dataplane":       {"dataplane/xsk", "xdpprog", "flowtable", "nat", "service"},
-	"bench":           {"dataplane", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
-	"cmd":             {"bench", "dataplane", "dataplane/xsk", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
+	"nat":                   {},
+	"flowtable":             {},
+	"service":               {},
+	"xdpprog":               {},
+	"dataplane/xsk":         {},
+	"internal/netlab":       {},
+	"internal/walls":        {},
+	"dataplane":             {"dataplane/xsk", "xdpprog", "flowtable", "nat", "service"},
+	"internal/differential": {"dataplane", "service", "internal/netlab"},
+	"bench":                 {"dataplane", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
+	"cmd":                   {"bench", "dataplane", "dataplane/xsk", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
 }
 
 // only says where a package from outside, or anything below it, may be imported.
@@ -37,7 +38,7 @@ var only = map[string][]string{
 	"unsafe":                              {"dataplane/xsk", "flowtable/unsafe.go"},
 	"C":                                   {},
 	"syscall":                             {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench"},
-	"golang.org/x/sys":                    {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench"},
+	"golang.org/x/sys":                    {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench", "internal/differential"},
 	"github.com/vishvananda":              {"dataplane", "xdpprog", "internal/netlab", "cmd", "bench"},
 	"github.com/cilium/ebpf":              {"xdpprog", "internal/netlab", "bench"},
 	"k8s.io/client-go":                    {"service"},
@@ -45,7 +46,7 @@ var only = map[string][]string{
 	"sigs.k8s.io":                         {"service", "cmd"},
 	"github.com/prometheus/client_golang": {"cmd"},
 	"github.com/spf13":                    {"cmd"},
-	"github.com/gopacket":                 {"cmd", "bench"},
+	"github.com/gopacket":                 {"cmd", "bench", "internal/differential"},
 }
 
 // clockless rooms get the time as an argument.

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// features says by name what Sluice does.
+type features map[string]bool
+
+// featureTable is what the difference depends on: a feature that is off is generated in vectors only, where a class of the
+// same name explains what comes of it, and the random part leaves it alone.
+var featureTable = []struct {
+	name   string
+	on     bool
+	reason string
+}{
+	{"fragments", false, "fragments go to the kernel, which knows nothing of Sluice's flows"},
+	{"icmp", false, "ICMP errors go to the kernel, which knows nothing of Sluice's flows"},
+	{"sctp", false, "SCTP goes to the kernel"},
+	{"oversize", false, "what does not fit the way out leaves translated by the return port, so that the kernel's answer quotes it so"},
+	{"hairpin", false, "a pod that is its own backend is left to the kernel, whose rules are not there in mode alone"},
+}
+
+func defaultFeatures() features {
+	f := features{}
+	for _, t := range featureTable {
+		f[t.name] = t.on
+	}
+	return f
+}
+
+// outcome is a step and what became of it on both sides.
+type outcome struct {
+	setting
+	step
+	kernel, sluice []output
+}
+
+// class is a kind of difference that is meant.
+type class struct {
+	name   string
+	reason string
+	// holds says whether an outcome is of it. It says exactly what both sides must have done.
+	holds func(*outcome) bool
+}
+
+// classes are all of them. A step has to name those that it may be of.
+var classes = []class{
+	{"kernel_calls_invalid",
+		"connection tracking judges sequence numbers, states and checksums, and lets what it calls invalid out untranslated: a client then sees " +
+			"the backend's address and resets. Sluice translates every frame of a flow, a wrong checksum staying as wrong",
+		func(o *outcome) bool {
+			return o.strays == o.soleKernel(o.untranslated()) && o.goes == o.soleSluice(o.translated())
+		}},
+	{"invalid_reply_dropped",
+		"a reply whose TCP flags connection tracking calls invalid reaches the client with the backend's address. Sluice drops it",
+		func(o *outcome) bool {
+			return o.isReply() && o.strays == o.soleKernel(o.untranslated()) && len(o.sluice) == 0
+		}},
+	{"spoofed_source",
+		"Sluice takes no frame for a Service from a source that does not live behind the port, in both families; the kernel's reverse-path " +
+			"filter is IPv4's only",
+		func(o *outcome) bool { return len(o.kernel) > 0 && len(o.sluice) == 0 }},
+	{"undefined_port",
+		"Sluice rejects a port that a served ClusterIP does not have. The kernel here has only the rules that translate",
+		func(o *outcome) bool {
+			return o.strays == o.soleKernel(o.untranslated()) && len(o.sluice) == 1 && o.sluice[0].at == o.at && isUnreachable(o.sluice[0].data)
+		}},
+	{"given_to_kernel",
+		"what Sluice does not understand exactly (options and extension headers for a router to act on, lengths that differ) it gives to the " +
+			"kernel. In mode alone that has no rules; in front it has them, but has not seen the connection: replies leave untranslated or are " +
+			"dropped, and so do segments whose opening it did see",
+		func(o *outcome) bool {
+			return len(o.kernel) == 1 && o.kernel[0].at == o.goes && (len(o.sluice) == 0 || len(o.sluice) == 1 && o.keptAddresses(o.sluice[0]) && o.sluice[0].at == o.strays)
+		}},
+	{"one_hop_more",
+		"a reply with options that the kernel mends takes the way through the kernel first, and loses a hop there too",
+		func(o *outcome) bool {
+			if len(o.kernel) != 1 || len(o.sluice) != 1 || !o.isReply() {
+				return false
+			}
+			return o.kernel[0].at == o.soleSluice(forwarded(o.kernel[0].data, 1))
+		}},
+	{"node_answers",
+		"the errors which Sluice, or the kernel in mode alone, answers to a client come from the node's address. Where the kernel translates, they " +
+			"seem to come from the ClusterIP, since NAT takes them for a part of the connection",
+		func(o *outcome) bool {
+			return len(o.kernel) == 1 && len(o.sluice) == 1 && o.kernel[0].at == o.at && o.sluice[0].at == o.at &&
+				(o.frames[0].partial || bytes.Equal(anonymous(o.kernel[0].data), anonymous(o.sluice[0].data))) &&
+				isError(o.kernel[0].data) && isError(o.sluice[0].data)
+		}},
+	{"source_unchecked",
+		"to be mended: a frame that Sluice does not understand goes to the kernel by the return port, and so past the strict reverse-path filter of " +
+			"the port that it came in by",
+		func(o *outcome) bool {
+			return len(o.kernel) == 0 && len(o.sluice) == 1 && (o.sluice[0].at == o.goes && o.keptSource(o.sluice[0]) ||
+				o.sluice[0].at == o.strays && o.keptAddresses(o.sluice[0]))
+		}},
+	{"source_unchecked_known",
+		"to be mended: the source of a frame is checked when its flow begins, and no longer when the flow is known",
+		func(o *outcome) bool { return o.goes == o.soleSluice(o.translated()) && len(o.kernel) == 0 }},
+	{"unfinished_given_to_kernel",
+		"to be mended: a frame with an unfinished checksum that Sluice does not understand goes to the kernel as if it were finished, and its " +
+			"checksum is wrong from then on",
+		func(o *outcome) bool {
+			if !o.frames[0].partial || len(o.kernel) != 1 || len(o.sluice) != 1 || o.kernel[0].at != o.sluice[0].at {
+				return false
+			}
+			k, x := slices.Clone(o.kernel[0].data), slices.Clone(o.sluice[0].data)
+			finish(k)
+			finish(x)
+			return bytes.Equal(k, o.kernel[0].data) && bytes.Equal(k, x)
+		}},
+	{"vlan",
+		"this kernel cannot judge VLANs: it has no 8021q, and drops what is tagged with a VLAN",
+		func(o *outcome) bool {
+			return len(o.kernel) == 0 && o.goes == o.soleSluice(untagged(o.translated()))
+		}},
+	{"looks_unfinished",
+		"a frame off a veth whose checksum field holds the pseudo header's sum is taken for unfinished, and finished. A wrong checksum that looks " +
+			"so is thereby made right",
+		func(o *outcome) bool { return o.goes == o.soleSluice(o.mended()) }},
+}
+
+// fragmentsGivenUp is the one class that is of no step: it comes of one long gone.
+var fragmentsGivenUp = class{"fragments_given_up",
+	"fragments whose first one does not come are given to the kernel, counted, when they have waited long enough; connection tracking throws its own away", nil}
+
+// keptAddresses says that an output has the addresses of the step's frame.
+func (o *outcome) keptAddresses(out output) bool {
+	p, ok := parse(o.frames[0].data)
+	q, too := parse(out.data)
+	return ok && too && p.src == q.src && p.dst == q.dst
+}
+
+// keptSource says that an output has the source of the step's frame.
+func (o *outcome) keptSource(out output) bool {
+	p, ok := parse(o.frames[0].data)
+	q, too := parse(out.data)
+	return ok && too && p.src == q.src
+}
+
+// mended is the right translation with a checksum made anew.
+func (o *outcome) mended() []byte {
+	f := o.translated()
+	if f != nil {
+		finish(f)
+	}
+	return f
+}
+
+// anonymous is a copy of an ICMP error without its source, and what its checksums owe to that.
+func anonymous(f []byte) []byte {
+	p, ok := parse(f)
+	if !ok {
+		return nil
+	}
+	f = slices.Clone(f)
+	if p.v6 {
+		clear(f[p.l3+8 : p.l3+24])
+		clear(f[p.l4+2 : p.l4+4])
+	} else {
+		clear(f[p.l3+10 : p.l3+16])
+	}
+	return f
+}
+
+// untagged is a frame without its VLAN tags.
+func untagged(f []byte) []byte {
+	p, ok := parse(f)
+	if !ok {
+		return nil
+	}
+	return append(slices.Clone(f[:12]), f[p.l3-2:]...)
+}
+
+// isError tells an ICMP error of either family.
+func isError(f []byte) bool {
+	p, ok := parse(f)
+	if !ok {
+		return false
+	}
+	_, ok = p.quote(f)
+	return ok
+}
+
+// notYet makes a class of each feature that is still to come: whatever becomes of a frame that needs it.
+func notYet(on features) (cs []class) {
+	for _, f := range featureTable {
+		if !on[f.name] {
+			cs = append(cs, class{f.name + "_not_yet", f.reason, func(*outcome) bool { return true }})
+		}
+	}
+	return cs
+}
+
+// explained is the name of the class that an outcome is of, "" if of none that it may be of.
+func explained(o *outcome, all []class) string {
+	for _, c := range all {
+		if slices.Contains(o.allow, c.name) && c.holds(o) {
+			return c.name
+		}
+	}
+	return ""
+}
+
+func (o *outcome) isReply() bool { return o.goes == client0 || o.goes == client1 }
+
+// untranslated is what the only frame of the step looks like when it has just been forwarded.
+func (o *outcome) untranslated() []byte {
+	if len(o.frames) != 1 {
+		return nil
+	}
+	return forwarded(finished(o.frames[0]), o.straysFar)
+}
+
+// translated is what a right translation makes of it.
+func (o *outcome) translated() []byte {
+	if len(o.frames) != 1 {
+		return nil
+	}
+	f, to := finished(o.frames[0]), o.to
+	// A frame of another client, or to another one, is translated for that.
+	if p, ok := parse(f); ok && o.isReply() {
+		to.dst = netip.AddrPortFrom(p.dst, p.dport)
+	} else if ok {
+		to.src = netip.AddrPortFrom(p.src, p.sport)
+	}
+	return rewritten(f, to, o.hops)
+}
+
+// nowhere is no place.
+const nowhere = place(-1)
+
+// soleKernel is where the only output is, if it is want from the IP header on.
+func (o *outcome) soleKernel(want []byte) place { return sole(o.kernel, want) }
+func (o *outcome) soleSluice(want []byte) place { return sole(o.sluice, want) }
+
+func sole(outs []output, want []byte) place {
+	if len(outs) != 1 || want == nil || !bytes.Equal(outs[0].data[12:], want[12:]) {
+		return nowhere
+	}
+	return outs[0].at
+}
+
+// isUnreachable tells ICMP port unreachable of either family.
+func isUnreachable(f []byte) bool {
+	p, ok := parse(f)
+	if !ok || p.end-p.l4 < 8 {
+		return false
+	}
+	kind, code := f[p.l4], f[p.l4+1]
+	return p.proto == protoICMP && kind == 3 && code == 3 || p.proto == protoICMPv6 && kind == 1 && code == 4
+}
+
+// explain prints both lists and the features.
+func explain(w io.Writer, on features) {
+	fmt.Fprintln(w, "Fields that are not compared:")
+	for _, f := range ignored {
+		fmt.Fprintf(w, "\n  %s\n      where: %s\n      why:   %s\n", f.name, f.where, f.reason)
+	}
+	fmt.Fprintln(w, "\nClasses of frames of which Sluice makes something else than the kernel:")
+	for _, c := range append(append(slices.Clone(classes), fragmentsGivenUp), notYet(on)...) {
+		fmt.Fprintf(w, "\n  %s\n      %s\n", c.name, c.reason)
+	}
+	var yes []string
+	for _, f := range featureTable {
+		if on[f.name] {
+			yes = append(yes, f.name)
+		}
+	}
+	fmt.Fprintf(w, "\nFeatures that are on: %s\n", cmp.Or(strings.Join(yes, ", "), "none"))
+}
