@@ -175,6 +175,28 @@ func BenchmarkInsert(b *testing.B) {
 	}
 }
 
+// BenchmarkInsertFlood inserts into a table full of unreplied flows: each insert sheds one. The grace periods are in the figure.
+func BenchmarkInsertFlood(b *testing.B) {
+	for _, most := range []int{0, 1 << 20} {
+		b.Run(fmt.Sprintf("cap=%d", most), func(b *testing.B) {
+			t := openCapped(b, 65536, most)
+			n := uint32(0)
+			b.ReportAllocs()
+			cpu := startCPU()
+			for b.Loop() {
+				f := spoofed(n)
+				if _, res := t.Insert(&f, 0); res != Inserted {
+					b.Fatal(res)
+				}
+				if n++; n%2048 == 0 {
+					settle(t)
+				}
+			}
+			cpu.report(b, float64(b.N), "insert")
+		})
+	}
+}
+
 // BenchmarkExpire sweeps a full table in which nothing is due.
 func BenchmarkExpire(b *testing.B) {
 	for _, n := range benchSizes[1:] {
