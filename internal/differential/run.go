@@ -228,6 +228,13 @@ func (d *duel) judge(steps []pending, all []judged, arrived [2][]output, loose *
 	}
 	if loose != nil && !equal(loose.outs[0], loose.outs[1]) {
 		loose.differ, end = true, someDiffer
+		for i := range all {
+			if len(steps[i].frames) > 1 { // one of those whose fragments they are
+				j := &all[i]
+				j.kernel, j.sluice = append(j.kernel, loose.outs[0]...), append(j.sluice, loose.outs[1]...)
+				j.differ = true
+			}
+		}
 	}
 	return end, err
 }
@@ -336,7 +343,11 @@ func (d *duel) random(seed uint64, first uint64, frames int, t *tally) error {
 			frames -= len(s.frames)
 		}
 		active = live
-		ends, err := d.play(batch, grace, nil)
+		var loose *looseEnds
+		if d.on["fragments"] {
+			loose = new(looseEnds)
+		}
+		ends, err := d.play(batch, grace, loose)
 		if err != nil {
 			return err
 		}
