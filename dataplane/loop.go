@@ -91,6 +91,7 @@ func (w *worker) parse() {
 func (w *worker) lookup() {
 	b := &w.b
 	w.d.table.LookupBatch(b.tuples[:b.found], b.hashes[:b.found], b.refs[:b.found])
+	w.d.table.Warm(b.refs[:b.found])
 }
 
 // decide ends every frame of the batch: each goes into an outbox, or back to

@@ -27,7 +27,8 @@ func (d *Dataplane) maintain(ctx context.Context) {
 	defer turn.Stop()
 	collect := time.NewTicker(collectEvery)
 	defer collect.Stop()
-	budget := max(1024, d.table.Stats().Capacity/sweepTurns)
+	stats := d.table.Stats()
+	budget := max(1024, (stats.Capacity+stats.Reserve)/sweepTurns)
 	var full fullness
 	for {
 		select {
