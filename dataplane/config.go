@@ -151,8 +151,8 @@ type Config struct {
 	// HoldKnown is how long after the last heartbeat the frames of known
 	// flows are held back for a restart before they too pass; 0 is 3 s.
 	HoldKnown time.Duration
-	// MaxFlowsPerClient is how many flows one client address may have; 0 is
-	// half of the capacity, negative is no limit.
+	// MaxFlowsPerClient is how many flows one client address may have; 0 is no
+	// limit.
 	MaxFlowsPerClient int
 	// ResetGoneBackends answers the next packet of a TCP connection whose
 	// backend no longer serves with a reset. Otherwise the connection is kept
@@ -180,7 +180,6 @@ func (c Config) withDefaults() Config {
 	def(&c.FrameSize, 4096)
 	def(&c.RingSize, 2048)
 	def(&c.FlowCapacity, 65536)
-	def(&c.MaxFlowsPerClient, max(1, c.FlowCapacity/2))
 	if c.ReturnPort == "" {
 		c.ReturnPort = "sluice"
 	}
@@ -225,6 +224,9 @@ func (c Config) validate() error {
 	}
 	if c.FlowCapacity < 1 || c.FlowCapacity > 1<<26 {
 		return fmt.Errorf("flow capacity %d: must be 1 to %d", c.FlowCapacity, 1<<26)
+	}
+	if c.MaxFlowsPerClient < 0 {
+		return fmt.Errorf("flows per client %d: must be 0, for no limit, or more", c.MaxFlowsPerClient)
 	}
 	if c.OnExit == OnExitKeep && c.PinDir == "" {
 		return fmt.Errorf("onExit keep needs a pin folder on a bpffs")

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"math/bits"
+	"net/netip"
 
 	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
@@ -35,6 +36,10 @@ func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
 	if ref.Record == 0 {
 		return w.first(i)
 	}
+	if !w.fromWhere(i, ref) {
+		w.drop(i, SpoofedSource)
+		return flowtable.Ref{}
+	}
 	if ref.Direction == flowtable.Reply {
 		return ref
 	}
@@ -56,6 +61,18 @@ func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
 		return w.first(i)
 	}
 	return ref
+}
+
+// fromWhere reports whether frame i of a known flow came from where the other
+// direction of the flow goes. That is one comparison; only if it fails, as it does
+// behind bridges and VLANs, are the routes asked.
+func (w *worker) fromWhere(i int, ref flowtable.Ref) bool {
+	a := w.d.egress.adj.at(w.d.table.Adjacency(ref.Record, ref.Direction^1))
+	in := w.in.port
+	if a != nil && (a.ifindex == in.ifindex || a.path == pathLocal && in.returns) && a.addr == w.b.packets[i].Src {
+		return true
+	}
+	return w.believes(i)
 }
 
 // opens reports whether a packet opens a connection, as far as its protocol has
@@ -268,6 +285,12 @@ func (w *worker) forward(d *xsk.Desc, frame []byte, p *nat.Packet, a *adjacency,
 // wire.
 func (w *worker) giveBack(i int, reason Reason) {
 	b := &w.b
+	// What comes out of the return port is past the check that the kernel makes
+	// of sources where frames come in, so it is made here.
+	if src, tags, ok := sourceOf(b.frames[i]); ok && w.in.port != w.d.returnPort && !w.d.egress.believes(src, w.in.port, tags) {
+		w.drop(i, SpoofedSource)
+		return
+	}
 	w.handBack(&b.descs[i], b.frames[i], &b.packets[i], b.parsed[i], w.in.port, reason)
 }
 
@@ -353,6 +376,26 @@ func (w *worker) reject(i int, reason Reason) {
 func (w *worker) drop(i int, reason Reason) {
 	w.end(reason)
 	w.free(i)
+}
+
+// sourceOf reads the source address and the VLAN tags of a frame of IP, whatever else
+// is wrong with it.
+func sourceOf(frame []byte) (src [16]byte, tags []byte, ok bool) {
+	at := 12
+	for at+4 <= len(frame) && (frame[at] == 0x81 && frame[at+1] == 0 || frame[at] == 0x88 && frame[at+1] == 0xa8) {
+		at += 4
+	}
+	if len(frame) < at+2 {
+		return src, nil, false
+	}
+	tags, ip := frame[12:at], frame[at+2:]
+	switch {
+	case frame[at] == 0x08 && frame[at+1] == 0 && len(ip) >= 16:
+		return netip.AddrFrom4([4]byte(ip[12:16])).As16(), tags, true
+	case frame[at] == 0x86 && frame[at+1] == 0xdd && len(ip) >= 24:
+		return [16]byte(ip[8:24]), tags, true
+	}
+	return src, nil, false
 }
 
 // vlanTags is the part of frame that holds its VLAN tags, four bytes each.

@@ -136,6 +136,10 @@ func (w *worker) fragment(i int) {
 		w.giveBack(i, unparsed(r))
 		return
 	}
+	if !w.in.port.returns && !w.believes(i) {
+		w.drop(i, SpoofedSource)
+		return
+	}
 	if piece.Atomic() {
 		b.parsed[i] = nat.OK
 		if ref := w.flow(i, w.lookupOne(p)); ref.Record != 0 {

@@ -60,7 +60,7 @@ func (b *testbed) devices() []PortConfig {
 func (b *testbed) open(change func(*Config)) {
 	b.t.Helper()
 	// A busy machine may hold a worker up for longer than a node's would be.
-	cfg := Config{Ports: b.devices(), RingSize: 512, FlowCapacity: 4096, Workers: 1, Debug: true, HeartbeatStale: 2 * time.Second}
+	cfg := Config{Ports: b.devices(), RingSize: 512, FlowCapacity: 65536, Workers: 1, Debug: true, HeartbeatStale: 2 * time.Second}
 	if change != nil {
 		change(&cfg)
 	}

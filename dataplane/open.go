@@ -43,6 +43,9 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 	if d.clock, err = newClock(); err != nil {
 		return nil, err
 	}
+	if err := membarrier(); err != nil {
+		return nil, fmt.Errorf("%w: the kernel cannot say when its readers of the flow table are done (it cannot with nohz_full)", err)
+	}
 	if d.nl, err = netlink.NewHandle(); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
@@ -196,7 +199,7 @@ func (d *Dataplane) load() error {
 // openTable adopts the flow table in the maps, or formats a new one.
 func (d *Dataplane) openTable() error {
 	index, records := d.prog.FlowIndex(), d.prog.FlowRecords()
-	options := flowtable.Options{Timeouts: d.cfg.Timeouts, MaxPerClient: max(0, d.cfg.MaxFlowsPerClient)}
+	options := flowtable.Options{Timeouts: d.cfg.Timeouts, MaxPerClient: d.cfg.MaxFlowsPerClient}
 	if d.prog.Adopted() {
 		table, report, err := flowtable.OpenWith(index, records, options)
 		if err == nil {

@@ -265,6 +265,66 @@ func TestRejects(t *testing.T) {
 	}
 }
 
+// TestSpoofedFrames: another pod that sends as the client, or as the backend, and a
+// frame that is given back: nothing of it is translated, and nothing gets past the
+// node's own check of sources.
+func TestSpoofedFrames(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{Clients: 2}, nil)
+	backend := b.Backends[0].AddrPort(netlab.IPv4, 8080)
+	b.Backends[0].EchoUDP(backend)
+	b.publish(testService{name: "s", number: 27, port: 80, backends: []netip.AddrPort{backend}})
+	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 27), 80)
+	client := netip.AddrPortFrom(b.Clients[0].IP4, 4444)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := b.Clients[0].ExchangeFrom(ctx, "udp", client, vip, 10); err != nil {
+		t.Fatal(err)
+	}
+	before := b.settle()
+	thief := b.Clients[1]
+	in := thief.Inject(netlab.PodDevice)
+	mac := b.Node.MAC(thief.HostDevice)
+	const frames = 1000
+	for i := range frames {
+		src, dst := client, vip // of a known flow
+		switch i % 4 {
+		case 1:
+			src = netip.AddrPortFrom(client.Addr(), uint16(5000+i)) // of a new one
+		case 2:
+			src, dst = backend, client // a reply of the known one
+		}
+		f := udpFromTo(t, src, dst)
+		copy(f, mac)
+		if i%4 == 3 { // one that is given back: a fragment whose first never comes
+			f = datagramOf(f)
+		}
+		if _, err := in.Send(f); err != nil {
+			t.Fatal(err)
+		}
+		if i%64 == 63 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	time.Sleep(2 * waitForFirstFront)
+	s := b.settle()
+	if got := s.Reason(SpoofedSource) - before.Reason(SpoofedSource); got != frames {
+		t.Errorf("%d of %d spoofed frames were dropped as such", got, frames)
+	}
+	if s.Verdict(Translated) != before.Verdict(Translated) || s.Verdict(Returned) != before.Verdict(Returned) || s.Flows.Inserted != before.Flows.Inserted {
+		t.Errorf("translated %d, returned %d, inserted %d; before %d, %d, %d", s.Verdict(Translated), s.Verdict(Returned), s.Flows.Inserted,
+			before.Verdict(Translated), before.Verdict(Returned), before.Flows.Inserted)
+	}
+}
+
+// datagramOf makes a whole datagram a later fragment.
+func datagramOf(f []byte) []byte {
+	f[20], f[21] = 0, 100
+	f[24], f[25] = 0, 0
+	sum := ^slowSum(f[14:34], 0)
+	f[24], f[25] = byte(sum>>8), byte(sum)
+	return f
+}
+
 // TestTTLEnds: the node is the last hop that a packet to a Service can have.
 func TestTTLEnds(t *testing.T) {
 	for _, mode := range []Mode{ModeFront, ModeAlone} {

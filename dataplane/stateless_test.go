@@ -16,7 +16,6 @@ func TestFullTableGoesOnWithoutState(t *testing.T) {
 	b := newTestbed(t, netlab.ClusterOptions{Backends: 3}, func(c *Config) {
 		c.Mode = ModeAlone
 		c.FlowCapacity = 16
-		c.MaxFlowsPerClient = -1
 	})
 	_, backends := b.echo(8080)
 	_, others := b.echo(8081)

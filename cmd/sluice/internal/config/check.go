@@ -62,7 +62,7 @@ func (d *Draft) Check() error {
 		c.refuse("ringSize", "want a power of two from %d to %d, got %d", minRingSize, maxRingSize, d.RingSize)
 	}
 	c.number("flowTable.capacity", d.FlowTable.Capacity, 1, maxFlowCapacity)
-	c.number("flowTable.maxPerClient", d.FlowTable.MaxPerClient, -1, maxFlowCapacity)
+	c.number("flowTable.maxPerClient", d.FlowTable.MaxPerClient, 0, maxFlowCapacity)
 
 	ct := &d.Conntrack
 	c.duration("conntrack.tcpOpeningTimeout", ct.TCPOpeningTimeout, time.Second, maxFlowTimeout)

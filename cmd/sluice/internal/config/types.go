@@ -125,7 +125,7 @@ type FlowTable struct {
 	// Capacity is the number of flows the table holds, both directions of each.
 	Capacity int `yaml:"capacity"`
 	// MaxPerClient is the number of flows that one client address may have. 0:
-	// half of the capacity. -1: no limit.
+	// no limit.
 	MaxPerClient int `yaml:"maxPerClient"`
 	// ResetGoneBackends answers the next packet of an established TCP connection
 	// whose backend no longer serves with a reset. Otherwise such a connection is
