@@ -95,16 +95,6 @@ var classes = []class{
 				(o.frames[0].partial || bytes.Equal(anonymous(o.kernel[0].data), anonymous(o.sluice[0].data))) &&
 				isError(o.kernel[0].data) && isError(o.sluice[0].data)
 		}},
-	{"source_unchecked",
-		"to be mended: a frame that Sluice does not understand goes to the kernel by the return port, and so past the strict reverse-path filter of " +
-			"the port that it came in by",
-		func(o *outcome) bool {
-			return len(o.kernel) == 0 && len(o.sluice) == 1 && (o.sluice[0].at == o.goes && o.keptSource(o.sluice[0]) ||
-				o.sluice[0].at == o.strays && o.keptAddresses(o.sluice[0]))
-		}},
-	{"source_unchecked_known",
-		"to be mended: the source of a frame is checked when its flow begins, and no longer when the flow is known",
-		func(o *outcome) bool { return o.goes == o.soleSluice(o.translated()) && len(o.kernel) == 0 }},
 	{"unfinished_given_to_kernel",
 		"to be mended: a frame with an unfinished checksum that Sluice does not understand goes to the kernel as if it were finished, and its " +
 			"checksum is wrong from then on",
@@ -137,13 +127,6 @@ func (o *outcome) keptAddresses(out output) bool {
 	p, ok := parse(o.frames[0].data)
 	q, too := parse(out.data)
 	return ok && too && p.src == q.src && p.dst == q.dst
-}
-
-// keptSource says that an output has the source of the step's frame.
-func (o *outcome) keptSource(out output) bool {
-	p, ok := parse(o.frames[0].data)
-	q, too := parse(out.data)
-	return ok && too && p.src == q.src
 }
 
 // mended is the right translation with a checksum made anew.

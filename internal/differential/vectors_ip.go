@@ -120,7 +120,7 @@ func addressVectors(t *table) {
 	}
 	spoofed := allow("spoofed_source", "kernel_calls_invalid")
 	from("nobody", "0.0.0.0")
-	from("this network", "0.1.2.3", allow("source_unchecked"))
+	from("this network", "0.1.2.3")
 	from("loopback", "127.0.0.1")
 	from("a link-local address", "169.254.9.9")
 	from("multicast", "224.0.0.1")
@@ -161,7 +161,7 @@ func addressVectors(t *table) {
 			t.edit("from outside, "+title, v4, proto, func(_ *maker, p *packet) {
 				p.src = netlab.OutsideAddr(v4, 77)
 				change(p)
-			}, spoofed, allow("source_unchecked"))
+			}, spoofed)
 		}
 		unknown("with a router alert", func(p *packet) { p.options = []byte{148, 4, 0, 0} })
 		unknown("with a record route", func(p *packet) { p.options = []byte{7, 7, 4, 0, 0, 0, 0, 0} })
@@ -173,7 +173,7 @@ func addressVectors(t *table) {
 			p.segment = udp(m.client.Port(), m.frontend.Port(), bytesUpTo(3))
 			p.dstMAC, p.srcMAC = m.x.hostMAC[backend1], m.x.mac[backend1]
 			return []injected{{data: p.bytes()}}
-		}, sentBy(backend1), spoofed, allow("source_unchecked_known"))
+		}, sentBy(backend1), spoofed)
 	}
 	to("loopback", "127.0.0.1")
 	to("nobody", "0.0.0.0")
