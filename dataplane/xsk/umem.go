@@ -104,12 +104,18 @@ func NewUmem(cfg UmemConfig) (*Umem, error) {
 		return nil, fmt.Errorf("umem: %w", err)
 	}
 	size := cfg.Frames * cfg.FrameSize
-	// Populated now: the kernel pins the pages anyway, and a page fault then would be the
-	// first packet's.
-	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("umem: map %d bytes: %w", size, err)
+	}
+	// Huge pages where the kernel has them: every frame lies in another small page, and
+	// would cost a miss in the TLB.
+	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
+	// Populated now: the kernel pins the pages anyway, and a page fault then would be the
+	// first packet's.
+	if err := unix.Madvise(mem, unix.MADV_POPULATE_WRITE); err != nil {
+		_ = unix.Munmap(mem)
+		return nil, fmt.Errorf("umem: populate %d bytes: %w", size, err)
 	}
 	return newUmem(mem, cfg), nil
 }
