@@ -19,8 +19,11 @@ const (
 	// arrival bounds the wait for markers, grace that for frames which are behind them.
 	arrival = 10 * time.Second
 	settle  = 2 * time.Millisecond
-	grace   = 300 * time.Millisecond
-	haste   = 5 * time.Millisecond // for what is played again if it is not equal
+	// lull is how long nothing more has come before what did not come counts: a frame
+	// that the scheduler held up must not be taken for one that was dropped.
+	lull  = 8 * time.Millisecond
+	grace = 300 * time.Millisecond
+	haste = 5 * time.Millisecond // for what is played again if it is not equal
 )
 
 // duel is the two sides under one setting.
@@ -144,7 +147,7 @@ func (d *duel) play(steps []pending, patience time.Duration, loose *looseEnds) (
 	wait := settle
 	for start := time.Now(); ; {
 		end, err := d.judge(steps, all, arrived, loose)
-		if end == allEqual && err == nil || end == allExplained && wait > settle || time.Since(start) > patience {
+		if end == allEqual && err == nil || end == allExplained && wait > lull || time.Since(start) > patience {
 			return all, err
 		}
 		time.Sleep(wait)
