@@ -23,7 +23,7 @@ demo: build ## Serve ClusterIPs end to end on this machine, in namespaces of its
 
 .PHONY: test
 test: ## Run every unit and lab test with the race detector (root, gcc).
-	$(GO) test -race -timeout 10m $(TESTFLAGS) ./...
+	$(GO) test -race -count=1 -timeout 10m $(TESTFLAGS) ./...
 
 # FUZZ names the packages, FUZZTIME how long each of their targets is given.
 FUZZ     ?= $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')

@@ -3,11 +3,16 @@ package dataplane
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/internal/netlab"
 )
 
@@ -123,5 +128,66 @@ func TestFragmentedDatagrams(t *testing.T) {
 				t.Errorf("%d fragments expired, %d frames dropped", s.Reason(FragmentExpired), s.Verdict(Dropped))
 			}
 		})
+	}
+}
+
+// TestHairpinError: nobody listens behind a pod's own Service, and the pod learns it
+// from itself.
+func TestHairpinError(t *testing.T) {
+	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+	client := b.Clients[0]
+	var self []netip.AddrPort
+	for _, f := range netlab.Families {
+		self = append(self, client.AddrPort(f, 9)) // nobody there
+	}
+	b.publish(testService{name: "self", number: 28, port: 80, backends: self})
+	for _, f := range netlab.Families {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		_, err := client.Exchange(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 28), 80), 100)
+		cancel()
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: got %v, want connection refused", f, err)
+		}
+	}
+}
+
+// TestNoICMPEndsAFlow: whatever is said of a flow, and by whom, it stays.
+func TestNoICMPEndsAFlow(t *testing.T) {
+	r := newRig(t, 64)
+	frame := udpFromTo(t, flowClient(0), rigVIP)
+	r.load([][]byte{frame})
+	r.process()
+	translated := r.sent(r.backend)[0]
+	r.clear()
+	tuple := flowtable.Tuple{Src: flowClient(0).Addr().As16(), SrcPort: flowClient(0).Port(), Dst: rigVIP.Addr().As16(), DstPort: rigVIP.Port(), Proto: protoUDP}
+	flow := r.d.table.Lookup(&tuple)
+	if flow.Record == 0 {
+		t.Fatal("no flow")
+	}
+	messages := []layers.ICMPv4TypeCode{}
+	for _, m := range []struct{ kind, codes uint8 }{{3, 15}, {4, 0}, {5, 3}, {11, 1}, {12, 2}, {8, 0}, {0, 0}, {13, 0}, {17, 0}} {
+		for code := uint8(0); code <= m.codes; code++ {
+			messages = append(messages, layers.CreateICMPv4TypeCode(m.kind, code))
+		}
+	}
+	r.in = &queue{port: r.backend}
+	router := netlab.OutsideAddr(netlab.IPv4, 9)
+	sent := 0
+	for _, m := range messages {
+		for _, from := range []netip.Addr{rigBackend, router} {
+			ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Protocol: layers.IPProtocolICMPv4, SrcIP: from.AsSlice(), DstIP: flowClient(0).Addr().AsSlice()}
+			f := serialize(t, &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 1, 1, 1, 1, 1}, DstMAC: net.HardwareAddr{2, 2, 2, 2, 2, 2}, EthernetType: layers.EthernetTypeIPv4},
+				ip, &layers.ICMPv4{TypeCode: m}, gopacket.Payload(translated[14:]))
+			r.load([][]byte{f})
+			r.process()
+			r.clear()
+			sent++
+			if got := r.d.table.Lookup(&tuple); got != flow {
+				t.Fatalf("%s from %s: the flow is %v, was %v", m, from, got, flow)
+			}
+		}
+	}
+	if n := r.counts[ErrorDirect] + r.counts[ErrorReturn]; sent < 50 || n == 0 {
+		t.Errorf("%d messages, %d translated", sent, n)
 	}
 }
