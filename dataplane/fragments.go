@@ -54,7 +54,6 @@ const (
 // datagram is one that is on its way. Links are numbers, 0 is none.
 type datagram struct {
 	key        nat.FragmentKey
-	used       bool
 	fate       fate
 	reason     Reason // of the fate
 	born       uint64
@@ -292,7 +291,7 @@ func (w *worker) newDatagram(k *nat.FragmentKey) uint16 {
 	d := &f.datagrams[n]
 	f.freeDatagram = d.next
 	name := f.name(k)
-	d.key, d.used, d.fate, d.born = *k, true, fateUnknown, w.now
+	d.key, d.fate, d.born = *k, fateUnknown, w.now
 	d.pieces, d.sum, d.total, d.waiting, d.adjacency = 0, 0, 0, 0, nil
 	d.next, *name = *name, n
 	d.older, d.newer = f.newest, 0
@@ -329,7 +328,6 @@ func (w *worker) forget(n uint16) {
 	} else {
 		f.newest = d.older
 	}
-	d.used = false
 	d.next, f.freeDatagram = f.freeDatagram, n
 }
 
