@@ -301,8 +301,7 @@ func (w *worker) giveBack(i int, reason Reason) {
 func (w *worker) handBack(d *xsk.Desc, frame []byte, p *nat.Packet, parsed nat.Reason, in *port, reason Reason) {
 	ret := w.d.returnPort
 	if in == ret && (parsed == nat.OK || p.End == 0 || w.snapshot == nil || w.snapshot.Serves(p.Dst)) {
-		w.end(ReturnLoop)
-		w.cache.Put(d.Addr)
+		w.discard(d, ReturnLoop)
 		return
 	}
 	if in.partial && parsed == nat.OK {
@@ -321,8 +320,14 @@ func (w *worker) sctp(i int) {
 		w.giveBack(i, unparsed(r))
 		return
 	}
+	w.whole(i)
+}
+
+// whole ends frame i, which was parsed in two steps and so missed the batch's lookup.
+func (w *worker) whole(i int) {
+	b := &w.b
 	b.parsed[i] = nat.OK
-	if ref := w.flow(i, w.lookupOne(p)); ref.Record != 0 {
+	if ref := w.flow(i, w.lookupOne(&b.packets[i])); ref.Record != 0 {
 		w.translate(i, ref)
 	}
 }
@@ -361,7 +366,7 @@ func (w *worker) reject(i int, reason Reason) {
 		w.drop(i, RejectRefused)
 		return
 	}
-	w.free(i)
+	w.cache.Put(b.descs[i].Addr)
 	d := xsk.Desc{Addr: addr}
 	sent := nat.Packet{L3: p.L3, End: uint16(n)}
 	if a := w.d.egress.adj.at(w.d.egress.adj.number(p.Src, w.resolve)); a != nil && a.port != nil {
@@ -373,9 +378,12 @@ func (w *worker) reject(i int, reason Reason) {
 }
 
 // drop ends frame i.
-func (w *worker) drop(i int, reason Reason) {
+func (w *worker) drop(i int, reason Reason) { w.discard(&w.b.descs[i], reason) }
+
+// discard ends a frame that goes nowhere.
+func (w *worker) discard(d *xsk.Desc, reason Reason) {
 	w.end(reason)
-	w.free(i)
+	w.cache.Put(d.Addr)
 }
 
 // sourceOf reads the source address and the VLAN tags of a frame of IP, whatever else

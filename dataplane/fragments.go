@@ -140,10 +140,7 @@ func (w *worker) fragment(i int) {
 		return
 	}
 	if piece.Atomic() {
-		b.parsed[i] = nat.OK
-		if ref := w.flow(i, w.lookupOne(p)); ref.Record != 0 {
-			w.translate(i, ref)
-		}
+		w.whole(i)
 		return
 	}
 	n := f.find(&piece.Key)
@@ -233,8 +230,7 @@ func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Pa
 	switch d.fate {
 	case fateTranslate:
 		if d.adjacency.exceeds(p) {
-			w.end(RejectRefused) // only a whole datagram is answered
-			w.cache.Put(desc.Addr)
+			w.discard(desc, RejectRefused) // only a whole datagram is answered
 			return
 		}
 		if !p.RewriteFragment(frame, piece, &d.to) {
@@ -245,8 +241,7 @@ func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Pa
 	case fateReturn:
 		w.handBack(desc, frame, p, nat.Fragment, in, d.reason)
 	default:
-		w.end(d.reason)
-		w.cache.Put(desc.Addr)
+		w.discard(desc, d.reason)
 	}
 }
 

@@ -168,9 +168,6 @@ func (w *worker) send(d *xsk.Desc, frame []byte, p *nat.Packet, out *port, dst, 
 	o.n++
 }
 
-// free gives frame i back.
-func (w *worker) free(i int) { w.cache.Put(w.b.descs[i].Addr) }
-
 // flush sends every outbox: one lock, one submit and one kick for each port.
 func (w *worker) flush() {
 	for _, slot := range w.touched {
