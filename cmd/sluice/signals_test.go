@@ -3,13 +3,20 @@ package main
 import (
 	"bufio"
 	"errors"
+	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 	"testing"
 )
 
 // TestSignals: the first signal ends the context, the second the process.
 func TestSignals(t *testing.T) {
+	// Under nohup SIGHUP is ignored, and so it would be in the processes that
+	// this test starts. What a process catches is the default in its children.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	for _, c := range []struct {
 		first, second syscall.Signal
 		status        int
