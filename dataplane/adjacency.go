@@ -23,8 +23,17 @@ type adjacency struct {
 // noAdjacency is for destinations that found no number: the return port.
 var noAdjacency adjacency
 
-// exceeds reports whether the packet's TTL ends on the way that a is.
-func (a *adjacency) exceeds(p *nat.Packet) bool { return p.TTL <= 1 && a.path != pathLocal }
+// exceeds reports whether the TTL of a packet that came in by port in ends on the way
+// that a is. What the node's kernel sends is past its counting, and ours.
+func (a *adjacency) exceeds(p *nat.Packet, in *port) bool {
+	return p.TTL <= 1 && a.path != pathLocal && !in.returns
+}
+
+// tooSmall reports whether the packet is too long for the way that a is, and may not be
+// cut: its sender is to be told.
+func (a *adjacency) tooSmall(frame []byte, p *nat.Packet) bool {
+	return a.port != nil && int(p.End-p.L3) > a.mtu && p.MayNotBeCut(frame)
+}
 
 // path says where the kernel's route to an address leads, and so where
 // packets from that address would come from.

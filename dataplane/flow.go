@@ -234,10 +234,18 @@ func (w *worker) believes(i int) bool {
 func (w *worker) translate(i int, ref flowtable.Ref) {
 	b, t := &w.b, w.d.table
 	p, frame := &b.packets[i], b.frames[i]
+	if p.Router && ref.Direction == flowtable.Reply && !w.in.port.returns {
+		w.routeFirst(i)
+		return
+	}
 	t.Target(ref, &w.target)
 	a := w.adjacent(ref)
-	if a.exceeds(p) {
+	if a.exceeds(p, w.in.port) {
 		w.reject(i, TTLExceeded)
+		return
+	}
+	if a.tooSmall(frame, p) {
+		w.rejectTooBig(i, a, ref.Direction)
 		return
 	}
 	if w.in.port.partial {
@@ -249,7 +257,23 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 	if ref.Direction == flowtable.Reply {
 		reason = ReplyDirect
 	}
-	w.forward(&b.descs[i], frame, p, a, reason)
+	w.forward(&b.descs[i], frame, p, w.in.port, a, reason)
+}
+
+// routeFirst gives frame i, a reply with something for a router in it, to the node's
+// kernel. That acts on it, for the backend's address and not the frontend's, and routes
+// it past the egress program, which sends it here again. Connection tracking does not see
+// it, as it sees no other frame of the flow.
+func (w *worker) routeFirst(i int) {
+	b, ret := &w.b, w.d.returnPort
+	p := &b.packets[i]
+	if w.in.port.partial {
+		p.DetectPartial(b.frames[i])
+		if p.Proto == protoSCTP {
+			p.Complete(b.frames[i])
+		}
+	}
+	w.send(&b.descs[i], b.frames[i], p, ret, &ret.outerMAC, &macTranslated, RouteFirst)
 }
 
 // adjacent is the way out for one direction of a flow, to w.target.Dst.
@@ -269,11 +293,14 @@ func (w *worker) adjacent(ref flowtable.Ref) *adjacency {
 	return a
 }
 
-// forward sends a translated frame on: by the direct port of a, if it has one and
-// the packet fits, else by the return port, for the reason that follows direct.
-func (w *worker) forward(d *xsk.Desc, frame []byte, p *nat.Packet, a *adjacency, direct Reason) {
-	if a.port != nil && int(p.End-p.L3) <= a.mtu {
-		p.DecrementTTL(frame)
+// forward sends a translated frame that came in by port in on: by the direct port of
+// a, if it has one, the packet fits and nothing in it is for a router, else by the return
+// port, for the reason that follows direct.
+func (w *worker) forward(d *xsk.Desc, frame []byte, p *nat.Packet, in *port, a *adjacency, direct Reason) {
+	if a.port != nil && int(p.End-p.L3) <= a.mtu && (!p.Router || in.returns) {
+		if !in.returns { // the node's kernel counts by itself
+			p.DecrementTTL(frame)
+		}
 		w.send(d, frame, p, a.port, &a.dst, &a.src, direct)
 		return
 	}
@@ -304,7 +331,7 @@ func (w *worker) handBack(d *xsk.Desc, frame []byte, p *nat.Packet, parsed nat.R
 		w.discard(d, ReturnLoop)
 		return
 	}
-	if in.partial && parsed == nat.OK {
+	if in.partial && (parsed == nat.OK || parsed == nat.BadTCPFlags) {
 		if p.DetectPartial(frame); p.Partial && p.Proto == protoSCTP {
 			p.Complete(frame) // no device does it for us
 		}
@@ -335,7 +362,22 @@ func (w *worker) whole(i int) {
 // reject answers frame i and ends it. Who asks a Service is answered by the address
 // that it asked: with port unreachable or, where its backend is gone, with a reset.
 // Whose TTL ends here is answered by the node, as by any router.
-func (w *worker) reject(i int, reason Reason) {
+func (w *worker) reject(i int, reason Reason) { w.answer(i, reason, [16]byte{}, 0) }
+
+// rejectTooBig tells the sender of frame i how long a packet may be on the way a. A
+// client is told by the frontend, as the kernel's NAT has it, for it knows no other
+// address; a backend by the node.
+func (w *worker) rejectTooBig(i int, a *adjacency, direction flowtable.Direction) {
+	p := &w.b.packets[i]
+	from := p.Dst
+	if direction == flowtable.Reply {
+		from = w.d.egress.fib.Load().nodeAddress(&p.Src)
+	}
+	w.answer(i, TooBig, from, uint16(a.mtu))
+}
+
+// answer is reject; from and mtu are of TooBig alone.
+func (w *worker) answer(i int, reason Reason, from [16]byte, mtu uint16) {
 	b := &w.b
 	p := &b.packets[i]
 	if !w.rejects.take(w.now) {
@@ -358,6 +400,8 @@ func (w *worker) reject(i int, reason Reason) {
 		n = nat.BuildReset(answer, b.frames[i], p)
 	case TTLExceeded:
 		n = nat.BuildTimeExceeded(answer, b.frames[i], p, w.d.egress.fib.Load().nodeAddress(&p.Src))
+	case TooBig:
+		n = nat.BuildTooBig(answer, b.frames[i], p, from, mtu)
 	default:
 		n = nat.BuildUnreachable(answer, b.frames[i], p, p.Dst)
 	}

@@ -229,7 +229,7 @@ func (w *worker) firstPiece(i int, d *datagram, piece *nat.Piece) {
 func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Packet, piece *nat.Piece, in *port) {
 	switch d.fate {
 	case fateTranslate:
-		if d.adjacency.exceeds(p) {
+		if d.adjacency.exceeds(p, in) {
 			w.discard(desc, RejectRefused) // only a whole datagram is answered
 			return
 		}
@@ -237,7 +237,7 @@ func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Pa
 			w.handBack(desc, frame, p, nat.Fragment, in, unparsed(nat.Fragment))
 			return
 		}
-		w.forward(desc, frame, p, d.adjacency, d.reason)
+		w.forward(desc, frame, p, in, d.adjacency, d.reason)
 	case fateReturn:
 		w.handBack(desc, frame, p, nat.Fragment, in, d.reason)
 	default:

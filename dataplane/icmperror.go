@@ -23,7 +23,8 @@ func (w *worker) icmpError(i int) {
 	b, t := &w.b, w.d.table
 	p, frame := &b.packets[i], b.frames[i]
 	var q nat.Quote
-	if r := q.Parse(frame, p); r != nat.OK {
+	r := q.Parse(frame, p)
+	if r != nat.OK && r != nat.Redirect && r != nat.CutQuote {
 		w.giveBack(i, unparsed(r))
 		return
 	}
@@ -32,9 +33,15 @@ func (w *worker) icmpError(i int) {
 		w.giveBack(i, NotServed)
 		return
 	}
+	if r != nat.OK {
+		// Untranslated it would start the two ends to talk past us
+		// (nf_nat_icmp_reply_translation, net/netfilter/nf_nat_proto.c).
+		w.drop(i, InvalidError)
+		return
+	}
 	t.Target(ref, &w.target)
 	a := w.adjacent(ref)
-	if a.exceeds(p) {
+	if a.exceeds(p, w.in.port) {
 		w.drop(i, RejectRefused) // an error is not answered by an error
 		return
 	}
@@ -44,5 +51,5 @@ func (w *worker) icmpError(i int) {
 		source = &to.Src // of a hairpin's other half too
 	}
 	p.RewriteError(frame, &q, source, &to.Dst, &nat.Endpoints{Src: to.Dst, Dst: to.Src, SrcPort: to.DstPort, DstPort: to.SrcPort})
-	w.forward(&b.descs[i], frame, p, a, ErrorDirect)
+	w.forward(&b.descs[i], frame, p, w.in.port, a, ErrorDirect)
 }

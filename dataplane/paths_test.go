@@ -561,33 +561,69 @@ func TestDeviceDeleted(t *testing.T) {
 	}
 }
 
-// TestLargerThanTheWay: what is above the MTU of the way out goes by the return
-// port, where the kernel says so to the sender.
+// TestLargerThanTheWay: the sender of what is above the MTU of the way out is told,
+// by the address that it knows, and then sends less; unless the packet may be cut, which
+// the kernel does behind the return port.
 func TestLargerThanTheWay(t *testing.T) {
+	for _, family := range netlab.Families {
+		t.Run(family.String(), func(t *testing.T) { largerThanTheWay(t, family) })
+	}
+}
+
+func largerThanTheWay(t *testing.T, family netlab.Family) {
 	b := newTestbed(t, netlab.ClusterOptions{}, nil)
 	b.RemoteBackend.EchoOn(8080)
-	far := []netip.AddrPort{b.RemoteBackend.AddrPort(netlab.IPv4, 8080)}
+	far := []netip.AddrPort{b.RemoteBackend.AddrPort(family, 8080)}
 	b.publish(testService{name: "far", number: 10, port: 80, backends: far})
-	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 10), 80)
+	vip := netip.AddrPortFrom(netlab.ClusterIP(family, 10), 80)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if _, err := b.Clients[0].Exchange(ctx, "udp", vip, 1200); err != nil {
 		t.Fatal(err)
 	}
-	before := b.settle()
-	b.Node.MTU(netlab.UplinkDevice, 1280)
-	time.Sleep(50 * time.Millisecond)
-	c, err := b.Clients[0].Dial(ctx, "udp", vip)
-	if err != nil {
-		t.Fatal(err)
+	for _, n := range []*netlab.Namespace{b.Node, b.Remote} {
+		n.MTU(netlab.UplinkDevice, 1280)
+		defer n.MTU(netlab.UplinkDevice, 1500)
 	}
-	defer c.Close()
-	if _, err := c.Write(make([]byte, 1400)); err != nil {
-		t.Fatal(err)
+	for a := (*adjacency)(nil); a == nil || a.port == nil || a.mtu != 1280; a = b.d.egress.resolve(far[0].Addr().As16()) {
+		if time.Sleep(time.Millisecond); ctx.Err() != nil {
+			t.Fatal("the dataplane does not learn the MTU")
+		}
 	}
-	s := b.settle()
-	if got := s.Reason(ForwardReturn) - before.Reason(ForwardReturn); got != 1 {
-		t.Errorf("%d frames left by the return port, want the one that is too large", got)
+	exchange := func(change func(fd int) error) {
+		t.Helper()
+		c, err := b.Clients[0].Dial(ctx, "udp", vip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err == nil && change != nil {
+			err = errors.Join(raw.Control(func(fd uintptr) { err = change(int(fd)) }), err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ctx.Err() == nil {
+			// The first one that is too big is answered, so that a later one is cut.
+			c.Write(make([]byte, 1400))
+			c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			if n, _ := c.Read(make([]byte, 2000)); n == 1400 {
+				return
+			}
+		}
+		t.Error("no datagram of 1400 bytes came back")
 	}
-	b.Node.MTU(netlab.UplinkDevice, 1500)
+	if family == netlab.IPv4 {
+		exchange(func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		})
+		if s := b.settle(); s.Reason(ForwardReturn) == 0 {
+			t.Error("no frame left by the return port to be cut")
+		}
+	}
+	exchange(nil)
+	if s := b.settle(); s.Reason(TooBig) == 0 {
+		t.Error("nobody was told that the packet is too big")
+	}
 }

@@ -117,7 +117,7 @@ func (w *worker) stateless(i int, to *nat.Endpoints, number uint32) {
 	if a == nil {
 		a = &noAdjacency
 	}
-	if a.exceeds(p) {
+	if a.exceeds(p, w.in.port) {
 		w.reject(i, TTLExceeded)
 		return
 	}
@@ -125,5 +125,5 @@ func (w *worker) stateless(i int, to *nat.Endpoints, number uint32) {
 		p.DetectPartial(b.frames[i])
 	}
 	p.Rewrite(b.frames[i], to)
-	w.forward(&b.descs[i], b.frames[i], p, a, StatelessDirect)
+	w.forward(&b.descs[i], b.frames[i], p, w.in.port, a, StatelessDirect)
 }

@@ -52,10 +52,12 @@ const (
 	TableFull       // no room for the flow
 	ClientOverCap   // its client has as many flows as one may have
 	FragmentExpired // the first fragment of its datagram did not come
+	RouteFirst      // a reply with options for a router: it comes again when the kernel has routed it
 	NoFreePort      // every source port tried collides at the backend
 	NoEndpoints     // rejected: no usable endpoint anywhere
 	BackendGone     // rejected with a reset: the connection's backend no longer serves
 	TTLExceeded     // rejected with time exceeded: the node is as far as it goes
+	TooBig          // rejected with the MTU of the way on: too long, and not to be cut
 	UnknownPort     // rejected: the address is a frontend's, the port is not
 	NoLocal         // dropped: policy Local, and no endpoint on this node
 	SpoofedSource   // dropped: the source does not live behind this port
@@ -66,6 +68,7 @@ const (
 	OtherHost       // dropped: flooded to us, but sent to another station
 	NoRoomYet       // dropped: no room for the flow, and forwarding without state is being prepared
 	InvalidReply    // dropped: a reply that the kernel's own NAT would let out untranslated
+	InvalidError    // dropped: an ICMP error about a flow that redirects, or quotes too little
 	ReturnLoop      // dropped: came from the node's kernel and would go back to it
 	TxFull          // dropped: no room in the ring of transmission
 	BadDescriptor   // dropped: the kernel named a frame outside the umem
@@ -92,11 +95,13 @@ var reasonWords = [firstNatReason]struct {
 	MidStream:       {"mid_stream", Returned},
 	NotServed:       {"not_served", Returned},
 	TTLExceeded:     {"ttl_exceeded", Rejected},
+	TooBig:          {"too_big", Rejected},
 	UnservedPath:    {"unserved_path", Returned},
 	HairpinToSelf:   {"hairpin", Returned},
 	ClientOverCap:   {"client_over_cap", Returned},
 	TableFull:       {"table_full", Returned},
 	FragmentExpired: {"fragment_expired", Returned},
+	RouteFirst:      {"route_first", Returned},
 	NoFreePort:      {"no_free_port", Returned},
 	NoEndpoints:     {"no_endpoints", Rejected},
 	BackendGone:     {"backend_gone", Rejected},
@@ -110,6 +115,7 @@ var reasonWords = [firstNatReason]struct {
 	OtherHost:       {"other_host", Dropped},
 	NoRoomYet:       {"no_room_yet", Dropped},
 	InvalidReply:    {"invalid_reply", Dropped},
+	InvalidError:    {"invalid_error", Dropped},
 	ReturnLoop:      {"return_loop", Dropped},
 	TxFull:          {"tx_full", Dropped},
 	BadDescriptor:   {"bad_descriptor", Dropped},

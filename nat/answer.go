@@ -68,10 +68,16 @@ func BuildTooBig(dst, frame []byte, p *Packet, from [16]byte, mtu uint16) int {
 	if p.IPv6 {
 		return p.buildError(dst, frame, &from, icmpv6TooBig, 0, max(mtu, minMTUIPv6))
 	}
-	if p.L4 == 0 || frame[p.L3+6]&dontFragment == 0 {
+	if p.L4 == 0 || !p.MayNotBeCut(frame) {
 		return 0
 	}
 	return p.buildError(dst, frame, &from, icmpUnreachable, fragmentationNeeded, mtu)
+}
+
+// MayNotBeCut reports whether no router may make fragments of the packet: it is IPv6, or
+// says "don't fragment". p is what Parse left.
+func (p *Packet) MayNotBeCut(frame []byte) bool {
+	return p.IPv6 || frame[p.L3+6]&dontFragment != 0
 }
 
 const dontFragment = 0x40 // in the byte of the flags

@@ -39,25 +39,27 @@
 //     destination MAC is one host's, and the EtherType is IPv4's or IPv6's and agrees
 //     with the version;
 //   - IPv4: IHL of at least 5 and within the total length, total length within the
-//     frame, a right header checksum, no fragment, options well formed and none that a
-//     router must act on;
+//     frame, a right header checksum, no fragment;
 //   - IPv6: payload length within the frame, at most eight extension headers, each
-//     within the packet, hop-by-hop only first and without anything for a router to do,
-//     routing only at its end, no security or unknown header;
+//     within the packet, no hop-by-hop option that the kernel drops before it
+//     translates, no security or unknown header;
 //   - a source that a router forwards, and no IPv4-mapped address in an IPv6 packet,
 //     which would pass for IPv4 further on;
 //   - TCP: the header whole, the data offset within the packet, flags that connection
-//     tracking takes for valid; UDP: a length that is exactly the IP payload's; SCTP:
-//     chunks within the packet, and in an order that connection tracking takes for
-//     valid;
-//   - an ICMP error: a right checksum; in its quote a whole and right IP header, no
-//     later fragment, no error, the ports; and the way back to the quoted source;
+//     tracking takes for valid; UDP: a length within the IP payload; SCTP: chunks
+//     within the packet, and in an order that connection tracking takes for valid;
+//   - an ICMP error: a right checksum; in its quote a whole IP header, no later
+//     fragment, no error, eight bytes with the ports; and the way back to the quoted
+//     source;
 //   - a fragment: a length that others can join, below 64 KiB; the first with the whole
 //     transport header, and no later one over it.
 //
 // Bytes behind the IP packet are padding and legal. Verifying the IPv4 header
 // checksum costs less than a nanosecond, since its words are loaded anyway, and an
 // incremental update must not lend a broken header a second life.
+//
+// What a router must see though it can be translated, IPv4 options above all, is marked
+// (Packet.Router).
 //
 // Not checked: the transport checksum (that is the receiver's, and an update leaves
 // it as right or wrong as it was, SCTP's CRC too), TCP options, ports of zero, whether
@@ -77,11 +79,9 @@
 //	truncated               ends before its IP packet does
 //	oversize                has a packet that ends past byte 65535
 //	bad_header_checksum     has a wrong IPv4 header checksum
-//	bad_option              has an option that the kernel drops or repairs
-//	router_option           has an option that asks a router to act
-//	bad_extension_header    has an extension header past the packet, or out of place
+//	bad_option              has a hop-by-hop option that the kernel drops or answers
+//	bad_extension_header    has an extension header past the packet
 //	long_extension_chain    has more than eight extension headers
-//	routing_header          has a source route that goes on
 //	martian_source          comes from a source that no router forwards
 //	mapped_address          is IPv6 with an IPv4-mapped address
 //	fragment                is a fragment, be it the only one (Piece.Parse)
@@ -91,13 +91,15 @@
 //	other_protocol          carries something else, or hides it
 //	short_transport_header  ends inside the transport header
 //	bad_data_offset         has a TCP data offset below 5 or past the packet
-//	bad_udp_length          has a UDP length that is not the IP payload's
+//	bad_udp_length          has a UDP length below eight or past the IP payload
 //	bad_tcp_flags           has TCP flags that connection tracking calls invalid
 //	bad_sctp_chunk          has SCTP chunks that connection tracking calls invalid, or that lie
 //	icmp_not_error          is ICMP, but no error about a packet
 //	bad_icmp_checksum       is an ICMP error with a wrong checksum
-//	short_quote             quotes less than eight bytes of the transport header
-//	bad_quote               quotes an IP header that is wrong, or that we never let pass
+//	icmp_redirect           is an ICMP error that tells its receiver another way
+//	short_quote             quotes less than the ports
+//	cut_quote               quotes less than eight bytes of the transport header
+//	bad_quote               quotes an IP header whose lengths cannot be, or that we never let pass
 //	quoted_fragment         quotes a fragment that is not the first
 //	nested_error            is an error about an error
 //	quoted_protocol         quotes a packet without ports

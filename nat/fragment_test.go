@@ -205,7 +205,7 @@ func TestPieceRefuses(t *testing.T) {
 		{"ipv6 reserved bits", fragment6(protoUDP, 0, 6), OK},
 		{"ipv6 atomic", fragment6(protoUDP, 0, 0), OK},
 		{"ipv6 atomic, icmp", fragment6(protoICMPv6, 0, 0), ICMPv6},
-		{"ipv6 atomic, udp length", raw(66, 0, 15)(fragment6(protoUDP, 0, 0)), BadUDPLength},
+		{"ipv6 atomic, udp length", raw(66, 0, 17)(fragment6(protoUDP, 0, 0)), BadUDPLength},
 		{"ipv6 atomic, extension past the end", fragment6(headerDestination, 0, 0), BadExtension},
 		{"ipv6 atomic, nothing", data(fragment6(protoUDP, 0, 0), 0), ShortHeader},
 	} {

@@ -65,6 +65,11 @@ type Packet struct {
 	// holds only the pseudo header's sum, or for SCTP nothing. DetectPartial sets it,
 	// and a device further on, or Complete, has to finish it.
 	Partial bool
+
+	// Router says that the IP header carries what a router must act on, mend or drop:
+	// IPv4 options or a hop-by-hop option. The packet can be rewritten like any other,
+	// but whoever sends it on has to be a router, that is the node's kernel.
+	Router bool
 }
 
 // leaves has a bit for each reason with which Parse leaves something in p.
@@ -160,11 +165,6 @@ func (p *Packet) parseIPv4(frame []byte, l3 int) Reason {
 	if fold(check) != 0xffff {
 		return BadHeaderChecksum
 	}
-	if header > ipv4Len {
-		if r := checkOptions(packet[ipv4Len:header]); r != OK {
-			return r
-		}
-	}
 	// ip_route_input_slow (net/ipv4/route.c): "martian source".
 	if first := packet[12]; first == 0 || first == 127 || first&0xf0 == 0xe0 || uint32(pair) == 0xffffffff {
 		return MartianSource
@@ -177,6 +177,9 @@ func (p *Packet) parseIPv4(frame []byte, l3 int) Reason {
 	p.End = uint16(l3 + total)
 	p.TTL = packet[8]
 	p.Proto = packet[9]
+	if header > ipv4Len {
+		p.Router = !passOptions(packet[ipv4Len:header])
+	}
 	// The reserved bit is not looked at: ip_is_fragment does not either.
 	if binary.BigEndian.Uint16(packet[6:])&0x3fff != 0 {
 		return Fragment
@@ -194,11 +197,13 @@ func (p *Packet) parseIPv4(frame []byte, l3 int) Reason {
 	return OtherProtocol
 }
 
-// checkOptions walks IPv4 options as __ip_options_compile does
-// (net/ipv4/ip_options.c). Accepted are those a router hands on as they are; what
+// passOptions walks IPv4 options as __ip_options_compile does
+// (net/ipv4/ip_options.c), and reports whether a router hands them on as they are. What
 // it would drop or repair, and what asks it to write its address, to turn elsewhere
-// or to look closer, is left to it.
-func checkOptions(options []byte) Reason {
+// or to look closer, is left to it. The kernel looks at options only after it has
+// translated (ip_rcv_finish_core in net/ipv4/ip_input.c), so even a packet that it will
+// drop for them may be rewritten.
+func passOptions(options []byte) bool {
 	const (
 		end         = 0
 		nop         = 1
@@ -214,28 +219,28 @@ func checkOptions(options []byte) Reason {
 		case end:
 			for _, b := range options {
 				if b != end {
-					return BadOption // the kernel wipes it
+					return false // the kernel wipes it
 				}
 			}
-			return OK
+			return true
 		case nop:
 			options = options[1:]
 			continue
 		}
 		if len(options) < 2 {
-			return BadOption
+			return false
 		}
 		n := int(options[1])
 		if n < 2 || n > len(options) {
-			return BadOption
+			return false
 		}
 		switch options[0] {
 		case recordRoute, timestamp, looseRoute, cipso, strictRoute, routerAlert:
-			return RouterOption
+			return false
 		}
 		options = options[n:]
 	}
-	return OK
+	return true
 }
 
 //	 0                   1                   2                   3
@@ -280,6 +285,15 @@ func (p *Packet) parseIPv6(frame []byte, l3 int) Reason {
 	next, offset, reason := packet[6], ipv6Len, OK
 	if next != protoTCP && next != protoUDP {
 		next, offset, reason = walkExtensions(packet[:total], next, offset)
+		// Only directly after the IPv6 header are they for a router (ip6_rcv_core).
+		if packet[6] == headerHopByHop && offset > ipv6Len {
+			options := packet[ipv6Len : ipv6Len+(int(packet[ipv6Len+1])+1)*8]
+			r, router := checkHopByHop(options[2:])
+			if r != OK {
+				return r
+			}
+			p.Router = router
+		}
 	}
 
 	p.Src = [16]byte(packet[8:24])
@@ -302,7 +316,9 @@ func (p *Packet) parseIPv6(frame []byte, l3 int) Reason {
 // walkExtensions goes from the header at offset, of the kind next, to the first one
 // that is none of those which may stand before a transport header. It answers OK for
 // TCP and UDP, and by name for what else may be gone into further. packet starts with
-// the IPv6 header.
+// the IPv6 header. What is in the headers is for their destination, a source route that
+// goes on included, and connection tracking does not look either (ipv6_skip_exthdr in
+// net/ipv6/exthdrs_core.c).
 func walkExtensions(packet []byte, next uint8, offset int) (uint8, int, Reason) {
 	for walked := 0; ; walked++ {
 		switch next {
@@ -329,30 +345,17 @@ func walkExtensions(packet []byte, next uint8, offset int) (uint8, int, Reason) 
 		if n > len(packet)-offset {
 			return next, offset, BadExtension
 		}
-		switch next {
-		case headerHopByHop:
-			// Only directly after the IPv6 header (RFC 8200 section 4.1).
-			if offset != ipv6Len {
-				return next, offset, BadExtension
-			}
-			if r := checkHopByHop(packet[offset+2 : offset+n]); r != OK {
-				return next, offset, r
-			}
-		case headerRouting:
-			// With segments left the pseudo header holds another destination.
-			if packet[offset+3] != 0 {
-				return next, offset, RoutingHeader
-			}
-		}
 		next = packet[offset]
 		offset += n
 	}
 }
 
 // checkHopByHop walks the options of a hop-by-hop header as ip6_parse_tlv does
-// (net/ipv6/exthdrs.c), accepting those a router hands on without a thought:
-// padding, and options unknown to it that say "skip over" (RFC 8200 section 4.2).
-func checkHopByHop(options []byte) Reason {
+// (net/ipv6/exthdrs.c), accepting those a router hands on without a thought: padding,
+// and options unknown to it that say "skip over" (RFC 8200 section 4.2). router says
+// that there are others, which it may act on. What it drops or answers is refused, since
+// it does so before it translates.
+func checkHopByHop(options []byte) (_ Reason, router bool) {
 	const (
 		pad1        = 0
 		padN        = 1
@@ -366,40 +369,43 @@ func checkHopByHop(options []byte) Reason {
 	for len(options) > 0 {
 		if options[0] == pad1 {
 			if padding++; padding > maxPadding {
-				return BadOption
+				return BadOption, false
 			}
 			options = options[1:]
 			continue
 		}
 		if len(options) < 2 {
-			return BadOption
+			return BadOption, false
 		}
 		n := int(options[1]) + 2
 		if n > len(options) {
-			return BadOption
+			return BadOption, false
 		}
 		if options[0] == padN {
 			if padding += n; padding > maxPadding {
-				return BadOption
+				return BadOption, false
 			}
 			for _, b := range options[2:n] {
 				if b != 0 {
-					return BadOption
+					return BadOption, false
 				}
 			}
 		} else {
 			if count++; count > maxOptions {
-				return BadOption
+				return BadOption, false
 			}
 			padding = 0
-			// The two high bits say what to do with an unknown option; 00 is to skip it.
-			if kind := options[0]; kind>>6 != 0 || kind == routerAlert || kind == calipso || kind == ioam {
-				return RouterOption
+			switch kind := options[0]; {
+			case kind == routerAlert || kind == calipso || kind == ioam:
+				router = true
+			case kind>>6 != 0:
+				// What to do with an unknown one; 00 would be to skip it.
+				return BadOption, false
 			}
 		}
 		options = options[n:]
 	}
-	return OK
+	return OK, router
 }
 
 //	 0                   1                   2                   3
@@ -450,16 +456,16 @@ const validTCPFlags uint64 = 0 |
 //	|            Length             |           Checksum            |
 //
 // RFC 768. A receiver takes a length below the IP payload's and trims
-// (__udp4_lib_rcv in net/ipv4/udp.c), but connection tracking sums the whole payload
-// (udp_error in net/netfilter/nf_conntrack_proto_udp.c), finds the checksum wrong
-// and does not translate. Neither do we, and never guess which length a checksum
-// covers. The same goes for a length of zero, the jumbogram's.
+// (__udp4_lib_rcv in net/ipv4/udp.c). Which of the two a checksum covers does not matter
+// to an increment. A length below the header's or past the payload connection tracking
+// calls invalid (udp_error in net/netfilter/nf_conntrack_proto_udp.c), and the
+// jumbogram's, zero, with them.
 func (p *Packet) parseUDP(datagram []byte) Reason {
 	if len(datagram) < udpLen {
 		return ShortHeader
 	}
 	_ = datagram[udpLen-1]
-	if int(binary.BigEndian.Uint16(datagram[4:])) != len(datagram) {
+	if n := int(binary.BigEndian.Uint16(datagram[4:])); n < udpLen || n > len(datagram) {
 		return BadUDPLength
 	}
 	p.SrcPort = binary.BigEndian.Uint16(datagram[0:])

@@ -111,17 +111,6 @@ func TestParseRefuses(t *testing.T) {
 		{"first fragment", spec{}, set(6, 0x20, 0), Fragment},
 		{"middle fragment", spec{}, set(6, 0x20, 1), Fragment},
 		{"last fragment", spec{}, set(6, 0x1f, 0xff), Fragment},
-		{"options: length 0", spec{options: []byte{0x82, 0, 0, 0}}, nil, BadOption},
-		{"options: length 1", spec{options: []byte{0x82, 1, 0, 0}}, nil, BadOption},
-		{"options: length past the header", spec{options: []byte{0x82, 5, 0, 0}}, nil, BadOption},
-		{"options: no length", spec{options: []byte{1, 1, 1, 0x82}}, nil, BadOption},
-		{"options: rubbish after the end", spec{options: []byte{1, 0, 0, 1}}, nil, BadOption},
-		{"options: record route", spec{options: []byte{7, 3, 4, 0}}, nil, RouterOption},
-		{"options: timestamp", spec{options: []byte{68, 4, 5, 0}}, nil, RouterOption},
-		{"options: loose route", spec{options: []byte{131, 3, 4, 0}}, nil, RouterOption},
-		{"options: strict route", spec{options: []byte{1, 137, 3, 4}}, nil, RouterOption},
-		{"options: router alert", spec{options: []byte{148, 4, 0, 0}}, nil, RouterOption},
-		{"options: cipso", spec{options: []byte{134, 4, 0, 0}}, nil, RouterOption},
 		{"source 0/8", spec{}, set(12, 0, 0, 0, 0), MartianSource},
 		{"source loopback", spec{}, set(12, 127, 0, 0, 1), MartianSource},
 		{"source multicast", spec{}, set(12, 224, 0, 0, 1), MartianSource},
@@ -149,7 +138,7 @@ func TestParseRefuses(t *testing.T) {
 		{"udp length 7", spec{udp: true}, set(24, 0, 7), BadUDPLength},
 		{"udp length too long", spec{udp: true}, set(24, 0, 9), BadUDPLength},
 		{"udp length too long, padded", spec{udp: true, padding: 10}, set(24, 0, 9), BadUDPLength},
-		{"udp length too short", spec{udp: true, payload: []byte{1, 2}}, set(24, 0, 9), BadUDPLength},
+		{"udp length too short", spec{udp: true, payload: []byte{1, 2}}, set(24, 0, 9), OK},
 		{"ipv6 payload length too long", spec{ipv6: true}, set(4, 0, 21), Truncated},
 		{"ipv6 payload length 0", spec{ipv6: true}, set(4, 0, 0), ShortHeader},
 		{"ipv6 payload length too short", spec{ipv6: true}, set(4, 0, 19), ShortHeader},
@@ -167,12 +156,12 @@ func TestParseRefuses(t *testing.T) {
 		{"ipv6 nine extensions", spec{ipv6: true, ext: repeat(padExt(headerDestination), 9)}, nil, LongChain},
 		{"ipv6 extension past the packet", spec{ipv6: true, ext: []ext{padExt(headerDestination)}}, set(41, 3), BadExtension},
 		{"ipv6 extension cut", spec{ipv6: true, ext: []ext{padExt(headerDestination)}}, set(4, 0, 7), BadExtension},
-		{"ipv6 second hop-by-hop", spec{ipv6: true, ext: repeat(padExt(headerHopByHop), 2)}, nil, BadExtension},
-		{"ipv6 routing header, segments left", spec{ipv6: true, ext: []ext{{headerRouting, []byte{4, 1, 0, 0, 0, 0}}}}, nil, RoutingHeader},
-		{"ipv6 hop-by-hop: router alert", spec{ipv6: true, ext: hop(5, 2, 0, 0, 1, 0)}, nil, RouterOption},
-		{"ipv6 hop-by-hop: unknown, to be dropped", spec{ipv6: true, ext: hop(0x5e, 4, 0, 0, 0, 0)}, nil, RouterOption},
-		{"ipv6 hop-by-hop: ioam", spec{ipv6: true, ext: hop(0x31, 4, 0, 0, 0, 0)}, nil, RouterOption},
-		{"ipv6 hop-by-hop: calipso", spec{ipv6: true, ext: hop(7, 4, 0, 0, 0, 0)}, nil, RouterOption},
+		{"ipv6 second hop-by-hop", spec{ipv6: true, ext: repeat(padExt(headerHopByHop), 2)}, nil, OK},
+		{"ipv6 hop-by-hop behind another header", spec{ipv6: true, ext: []ext{padExt(headerDestination), {headerHopByHop, []byte{0x5e, 4, 0, 0, 0, 0}}}}, nil, OK},
+		{"ipv6 routing header, segments left", spec{ipv6: true, ext: []ext{{headerRouting, []byte{4, 1, 0, 0, 0, 0}}}}, nil, OK},
+		{"ipv6 hop-by-hop: unknown, to be dropped", spec{ipv6: true, ext: hop(0x5e, 4, 0, 0, 0, 0)}, nil, BadOption},
+		{"ipv6 hop-by-hop: unknown, to be dropped and told", spec{ipv6: true, ext: hop(0x9e, 4, 0, 0, 0, 0)}, nil, BadOption},
+		{"ipv6 hop-by-hop: jumbo payload", spec{ipv6: true, ext: hop(0xc2, 4, 0, 1, 0, 0)}, nil, BadOption},
 		{"ipv6 hop-by-hop: unknown, to be skipped", spec{ipv6: true, ext: hop(0x1e, 4, 9, 9, 9, 9)}, nil, OK},
 		{"ipv6 hop-by-hop: option too long", spec{ipv6: true, ext: hop(0x1e, 5, 0, 0, 0, 0)}, nil, BadOption},
 		{"ipv6 hop-by-hop: no length", spec{ipv6: true, ext: hop(1, 3, 0, 0, 0, 0x1e)}, nil, BadOption},
@@ -211,6 +200,55 @@ func TestParseRefuses(t *testing.T) {
 				t.Errorf("Parse changed the frame\n got %x\nwant %x", frame, before)
 			}
 		})
+	}
+}
+
+// What a router must see is parsed like any other packet, and marked.
+func TestParseForRouter(t *testing.T) {
+	hop := func(body ...byte) spec { return spec{ipv6: true, ext: []ext{{headerHopByHop, body}}} }
+	for _, c := range []struct {
+		name string
+		spec spec
+		want bool
+	}{
+		{"no options", spec{}, false},
+		{"nothing, forty times", spec{options: bytes.Repeat([]byte{1}, 40)}, false},
+		{"an end, four times", spec{options: make([]byte, 4)}, false},
+		{"security", spec{options: []byte{130, 4, 1, 2}}, false},
+		{"stream", spec{options: []byte{136, 4, 1, 2}}, false},
+		{"unknown", spec{options: []byte{158, 4, 1, 2}}, false},
+		{"length 0", spec{options: []byte{0x82, 0, 0, 0}}, true},
+		{"length 1", spec{options: []byte{0x82, 1, 0, 0}}, true},
+		{"length past the header", spec{options: []byte{0x82, 5, 0, 0}}, true},
+		{"no length", spec{options: []byte{1, 1, 1, 0x82}}, true},
+		{"rubbish after the end", spec{options: []byte{1, 0, 0, 1}}, true},
+		{"record route", spec{options: []byte{7, 3, 4, 0}}, true},
+		{"timestamp", spec{options: []byte{68, 4, 5, 0}}, true},
+		{"loose route", spec{options: []byte{131, 3, 4, 0}}, true},
+		{"strict route", spec{options: []byte{1, 137, 3, 4}}, true},
+		{"router alert", spec{options: []byte{148, 4, 0, 0}}, true},
+		{"cipso", spec{options: []byte{134, 4, 0, 0}}, true},
+		{"hop-by-hop: padding", hop(1, 4, 0, 0, 0, 0), false},
+		{"hop-by-hop: unknown, to be skipped", hop(0x1e, 4, 0, 0, 0, 0), false},
+		{"hop-by-hop: router alert", hop(5, 2, 0, 0, 1, 0), true},
+		{"hop-by-hop: ioam", hop(0x31, 4, 0, 0, 0, 0), true},
+		{"hop-by-hop: calipso", hop(7, 4, 0, 0, 0, 0), true},
+		{"router alert behind another header", spec{ipv6: true, ext: []ext{padExt(headerDestination), {headerHopByHop, []byte{5, 2, 0, 0, 1, 0}}}}, false},
+	} {
+		frame := build(t, c.spec)
+		var p Packet
+		if r := p.Parse(frame); r != OK || p.Router != c.want || p.SrcPort != clientPort {
+			t.Errorf("%s: %v, for a router %v, want %v: %+v", c.name, r, p.Router, c.want, p)
+		}
+		frame = build(t, c.spec)
+		if c.spec.ipv6 {
+			continue
+		}
+		frame[etherLen+9] = protoICMP
+		fixHeader(frame[etherLen:])
+		if r := p.Parse(frame); r != ICMP || p.Router != c.want {
+			t.Errorf("%s, of ICMP: %v, for a router %v, want %v", c.name, r, p.Router, c.want)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ const (
 	// Every error quotes at least so much of the transport header (RFC 792), and with
 	// it the ports.
 	quotedLen = 8
+	portsLen  = 4
 
 	icmpUnreachable  = 3
 	icmpQuench       = 4
@@ -22,12 +23,10 @@ const (
 	icmpv6BadParameter = 4
 )
 
-// Errors about one packet, as bit sets by type. A redirect is an error as well, but
-// speaks of a route that exists on one side only: connection tracking does not
-// translate it either (nf_nat_icmp_reply_translation, net/netfilter/nf_nat_proto.c).
+// Errors about one packet, as bit sets by type: icmp_is_err in include/linux/icmp.h. Of
+// ICMPv6 every type below 128 is one (RFC 4443 section 2.1), the unknown too.
 const (
-	errors4 uint64 = 1<<icmpUnreachable | 1<<icmpQuench | 1<<icmpTimeExceeded | 1<<icmpBadParameter
-	errors6 uint64 = 1<<icmpv6Unreachable | 1<<icmpv6TooBig | 1<<icmpv6TimeExceeded | 1<<icmpv6BadParameter
+	errors4 uint64 = 1<<icmpUnreachable | 1<<icmpQuench | 1<<icmpRedirect | 1<<icmpTimeExceeded | 1<<icmpBadParameter
 
 	// Those whose header says how long the quote is, because extensions may follow it
 	// (RFC 4884 section 4).
@@ -44,7 +43,7 @@ func isICMPError(kind uint8, ipv6 bool) bool {
 		return kind < 128 || kind == redirect
 	}
 	const lastKnown = 18 // NR_ICMP_TYPES
-	return kind > lastKnown || (errors4|1<<icmpRedirect)>>kind&1 != 0
+	return kind > lastKnown || errors4>>kind&1 != 0
 }
 
 // Quote is the packet that an ICMP or ICMPv6 error speaks of, as far as the error
@@ -72,14 +71,21 @@ type Quote struct {
 
 // Parse goes on where Parse of Packet answered ICMP or ICMPv6 for this frame and left
 // p. If it answers OK, the frame is an error whose checksum is right and q is the
-// quoted packet of TCP, UDP or SCTP: at least its IP header, right and whole, and
-// eight bytes behind. On every other answer q is zero.
+// quoted packet of TCP, UDP or SCTP: at least its IP header, whole, and eight bytes
+// behind.
 //
-// The quoted transport checksum is not looked at (RFC 5508 REQ-3 c).
+// Two other answers leave q complete too, but RewriteError must not have it. Connection
+// tracking takes such an error for one about the flow, and drops it: Redirect, since it
+// speaks of a route that exists on one side only, and CutQuote, the ports being all that
+// there is (nf_nat_icmp_reply_translation, net/netfilter/nf_nat_proto.c). On every
+// other answer q is zero.
+//
+// The quoted checksums are not looked at: not the transport's (RFC 5508 REQ-3 c), and
+// not the IPv4 header's, since there are routers that count the TTL down and forget it.
 func (q *Quote) Parse(frame []byte, p *Packet) Reason {
 	*q = Quote{}
 	reason := q.parse(frame, p)
-	if reason != OK {
+	if reason != OK && reason != Redirect && reason != CutQuote {
 		*q = Quote{}
 	}
 	return reason
@@ -94,7 +100,7 @@ func (q *Quote) parse(frame []byte, p *Packet) Reason {
 	var pseudo uint64
 	length := 0
 	if p.IPv6 {
-		if errors6>>kind&1 == 0 {
+		if kind >= 128 {
 			return NotError
 		}
 		if extended6>>kind&1 != 0 {
@@ -102,7 +108,7 @@ func (q *Quote) parse(frame []byte, p *Packet) Reason {
 		}
 		pseudo = p.pseudo(frame)
 	} else {
-		if errors4>>kind&1 == 0 {
+		if kind > 63 || errors4>>kind&1 == 0 {
 			return NotError
 		}
 		if extended4>>kind&1 != 0 {
@@ -137,7 +143,7 @@ func (q *Quote) parse(frame []byte, p *Packet) Reason {
 	default:
 		return QuotedProtocol
 	}
-	if len(l4) < quotedLen {
+	if len(l4) < portsLen {
 		return ShortQuote
 	}
 	// Errors go to whom the packet came from. One that does not is forged, or crossed a
@@ -149,6 +155,12 @@ func (q *Quote) parse(frame []byte, p *Packet) Reason {
 	q.SrcPort = binary.BigEndian.Uint16(l4[0:])
 	q.DstPort = binary.BigEndian.Uint16(l4[2:])
 	q.End = q.L3 + uint16(len(quoted))
+	switch {
+	case len(l4) < quotedLen:
+		return CutQuote
+	case kind == icmpRedirect && !p.IPv6:
+		return Redirect
+	}
 	return OK
 }
 
@@ -161,14 +173,12 @@ func (q *Quote) parseIPv4(quoted []byte) ([]byte, Reason) {
 	_ = quoted[ipv4Len-1]
 	header := int(quoted[0]&15) * 4
 	total := int(binary.BigEndian.Uint16(quoted[2:]))
-	if quoted[0]>>4 != 4 || header < ipv4Len || total < header {
+	// The version is that of the protocol which quotes it.
+	if header < ipv4Len || total < header {
 		return nil, BadQuote
 	}
 	if header > len(quoted) {
 		return nil, ShortQuote
-	}
-	if fold(sum(quoted[:header], 0)) != 0xffff {
-		return nil, BadQuote
 	}
 	if binary.BigEndian.Uint16(quoted[6:])&0x1fff != 0 {
 		return nil, QuotedFragment
@@ -187,9 +197,6 @@ func (q *Quote) parseIPv6(quoted []byte) ([]byte, Reason) {
 		return nil, ShortQuote
 	}
 	_ = quoted[ipv6Len-1]
-	if quoted[0]>>4 != 6 {
-		return nil, BadQuote
-	}
 	quoted = quoted[:min(ipv6Len+int(binary.BigEndian.Uint16(quoted[4:])), len(quoted))]
 	q.Src = [16]byte(quoted[8:24])
 	q.Dst = [16]byte(quoted[24:40])

@@ -245,12 +245,12 @@ func TestQuoteRefuses(t *testing.T) {
 		{"first fragment", errorSpec{base: back4, kind: 11, code: 1, quoted: of(quote4, 6, 0x20)}, OK},
 		{"later fragment", errorSpec{base: back4, kind: 11, quoted: of(quote4, 7, 1)}, QuotedFragment},
 		{"checksum", errorSpec{base: back4, kind: 3, code: 3, quoted: quote4, broken: 1}, BadICMPChecksum},
-		{"quoted version", errorSpec{base: back4, kind: 3, quoted: of(quote4, 0, 0x65)}, BadQuote},
+		{"quoted version", errorSpec{base: back4, kind: 3, quoted: of(quote4, 0, 0x65)}, OK},
 		{"quoted ihl 4", errorSpec{base: back4, kind: 3, quoted: of(quote4, 0, 0x44)}, BadQuote},
 		{"quoted ihl past the quote", errorSpec{base: back4, kind: 3, quoted: of(of(quote4, 3, 60), 0, 0x4f)}, ShortQuote},
 		{"quoted total below the header", errorSpec{base: back4, kind: 3, quoted: of(quote4, 3, 19)}, BadQuote},
-		{"quoted total below eight bytes", errorSpec{base: back4, kind: 3, quoted: of(quote4, 3, 27)}, ShortQuote},
-		{"quoted header checksum", errorSpec{base: back4, kind: 3, quoted: append(append([]byte{}, quote4[:11]...), append([]byte{quote4[11] ^ 1}, quote4[12:]...)...)}, BadQuote},
+		{"quoted total below eight bytes", errorSpec{base: back4, kind: 3, quoted: of(quote4, 3, 27)}, CutQuote},
+		{"quoted header checksum", errorSpec{base: back4, kind: 3, quoted: append(append([]byte{}, quote4[:11]...), append([]byte{quote4[11] ^ 1}, quote4[12:]...)...)}, OK},
 		{"ipv6 in ipv4", errorSpec{base: back4, kind: 3, quoted: quote6}, BadQuote},
 		{"quoted echo", errorSpec{base: back4, kind: 3, quoted: icmp(8)}, QuotedProtocol},
 		{"quoted error", errorSpec{base: back4, kind: 3, quoted: icmp(3)}, NestedError},
@@ -258,18 +258,19 @@ func TestQuoteRefuses(t *testing.T) {
 		{"quoted unknown", errorSpec{base: back4, kind: 3, quoted: icmp(200)}, NestedError},
 		{"quoted gre", errorSpec{base: back4, kind: 3, quoted: of(quote4, 9, 47)}, QuotedProtocol},
 		{"to another", errorSpec{base: spec{src: backend4, dst: node4}, kind: 3, quoted: quote4}, StrayError},
-		{"rfc 4884 length cuts the ports", errorSpec{base: back4, kind: 3, info: 6 << 16, quoted: quote4}, ShortQuote},
+		{"rfc 4884 length cuts the ports", errorSpec{base: back4, kind: 3, info: 5 << 16, quoted: quote4}, ShortQuote},
+		{"rfc 4884 length cuts what is behind the ports", errorSpec{base: back4, kind: 3, info: 6 << 16, quoted: quote4}, CutQuote},
 		{"rfc 4884 length past the end", errorSpec{base: back4, kind: 3, info: 255 << 16, quoted: quote4}, OK},
 		{"source quench has no length", errorSpec{base: back4, kind: 4, info: 6 << 16, quoted: quote4}, OK},
 		{"ipv6 whole", errorSpec{base: back6, kind: 1, code: 4, quoted: quote6}, OK},
 		{"ipv6 checksum", errorSpec{base: back6, kind: 1, code: 4, quoted: quote6, broken: 1}, BadICMPChecksum},
-		{"ipv6 quoted version", errorSpec{base: back6, kind: 1, quoted: of(quote6, 0, 0x50)}, BadQuote},
-		{"ipv6 quoted length 7", errorSpec{base: back6, kind: 1, quoted: of(quote6, 5, 7)}, ShortQuote},
+		{"ipv6 quoted version", errorSpec{base: back6, kind: 1, quoted: of(quote6, 0, 0x50)}, OK},
+		{"ipv6 quoted length 7", errorSpec{base: back6, kind: 1, quoted: of(quote6, 5, 7)}, CutQuote},
 		{"ipv6 quoted length 0", errorSpec{base: back6, kind: 1, quoted: of(quote6, 5, 0)}, ShortQuote},
-		{"ipv6 ipv4 inside", errorSpec{base: back6, kind: 1, quoted: join(quote4, quote4)}, BadQuote},
+		{"ipv6 ipv4 inside", errorSpec{base: back6, kind: 1, quoted: join(quote4, quote4)}, QuotedProtocol},
 		{"ipv6 mapped", errorSpec{base: back6, kind: 1, quoted: of(quote6, 24, client4[:]...)}, BadQuote},
 		{"ipv6 quoted extension past the quote", errorSpec{base: back6, kind: 1, quoted: of(with(padExt(headerDestination)), 41, 9)}, ShortQuote},
-		{"ipv6 quoted router alert", errorSpec{base: back6, kind: 1, quoted: with(ext{headerHopByHop, []byte{5, 2, 0, 0, 1, 0}})}, BadQuote},
+		{"ipv6 quoted router alert", errorSpec{base: back6, kind: 1, quoted: with(ext{headerHopByHop, []byte{5, 2, 0, 0, 1, 0}})}, OK},
 		{"ipv6 quoted first fragment", errorSpec{base: back6, kind: 1, quoted: with(fragment6(0, 1))}, OK},
 		{"ipv6 quoted atomic fragment", errorSpec{base: back6, kind: 1, quoted: with(padExt(headerHopByHop), fragment6(0, 0), padExt(headerDestination))}, OK},
 		{"ipv6 quoted later fragment", errorSpec{base: back6, kind: 1, quoted: with(fragment6(0, 8))}, QuotedFragment},
@@ -287,9 +288,10 @@ func TestQuoteRefuses(t *testing.T) {
 		switch kind {
 		case 3, 4, 11, 12:
 			want = OK
+		case 5:
+			want = Redirect
 		}
-		switch kind {
-		case 1, 2, 3, 4:
+		if kind < 128 {
 			want6 = OK
 		}
 		rows = append(rows,
@@ -297,18 +299,21 @@ func TestQuoteRefuses(t *testing.T) {
 			row{fmt.Sprintf("ipv6 type %d", kind), errorSpec{base: back6, kind: byte(kind), quoted: quote6}, want6})
 	}
 	// Cut at every byte.
-	for n := range 29 {
-		want := ShortQuote
-		if n == 28 {
-			want = OK
+	upTo := func(n, ports int) Reason {
+		switch {
+		case n < ports:
+			return ShortQuote
+		case n < ports+quotedLen-portsLen:
+			return CutQuote
 		}
+		return OK
+	}
+	for n := range 29 {
+		want := upTo(n, 24)
 		rows = append(rows, row{fmt.Sprintf("cut to %d", n), errorSpec{base: back4, kind: 3, quoted: quote4[:n]}, want})
 	}
 	for n := range 49 {
-		want := ShortQuote
-		if n == 48 {
-			want = OK
-		}
+		want := upTo(n, 44)
 		rows = append(rows, row{fmt.Sprintf("ipv6 cut to %d", n), errorSpec{base: back6, kind: 1, quoted: quote6[:n]}, want})
 	}
 	for _, c := range rows {
@@ -323,8 +328,8 @@ func TestQuoteRefuses(t *testing.T) {
 		if got := q.Parse(frame, &p); got != c.want {
 			t.Errorf("%s: Quote.Parse(%x) = %v, want %v", c.name, frame, got, c.want)
 		}
-		if c.want != OK && q != (Quote{}) {
-			t.Errorf("%s: refused, but left %+v", c.name, q)
+		if whole := c.want == OK || c.want == CutQuote || c.want == Redirect; whole != (q != (Quote{})) || whole && (q.SrcPort != clientPort || q.DstPort != frontendPort) {
+			t.Errorf("%s: %v, and left %+v", c.name, c.want, q)
 		}
 		if p != left || !bytes.Equal(frame, before) {
 			t.Errorf("%s: changed what it read", c.name)

@@ -19,11 +19,9 @@ const (
 	Truncated         // the frame ends before the IP packet does
 	Oversize          // the packet ends beyond what a 16-bit offset can name
 	BadHeaderChecksum // IPv4 header checksum
-	BadOption         // an IPv4 or hop-by-hop option that the kernel drops or repairs
-	RouterOption      // an option that asks a router to act, or may ask it to
-	BadExtension      // an extension header that runs past the packet or stands in the wrong place
+	BadOption         // a hop-by-hop option that the kernel drops or answers
+	BadExtension      // an extension header that runs past the packet
 	LongChain         // more extension headers than we walk
-	RoutingHeader     // a source route that is not at its end
 	MartianSource     // a source that no router forwards
 	MappedAddress     // an IPv6 packet with IPv4-mapped addresses
 	Fragment          // any fragment, an atomic one included: Piece.Parse
@@ -35,15 +33,17 @@ const (
 	OtherProtocol // no ports that we know of
 	ShortHeader   // the packet ends inside the transport header
 	BadDataOffset // TCP data offset below 5 or past the packet
-	BadUDPLength  // UDP length that is not exactly the IP payload's
+	BadUDPLength  // UDP length below the header's or past the IP payload
 	BadTCPFlags   // a set of flags that connection tracking calls invalid
 
 	// What goes into the headers that Parse only names.
 	BadChunk        // SCTP chunks that connection tracking calls invalid, or that lie about their length
-	NotError        // ICMP, but no error about a packet: a query, a redirect, an unknown type
+	NotError        // ICMP, but no error about a packet: a query or an unknown type
 	BadICMPChecksum // of an error
-	ShortQuote      // the quote ends before the eighth byte of the transport header
-	BadQuote        // a quoted IP header that is wrong, or of a packet that we never let pass
+	Redirect        // an ICMP error that tells its receiver another way
+	ShortQuote      // the quote ends before the ports
+	CutQuote        // the quote ends behind the ports, before the eighth byte of the transport header
+	BadQuote        // a quoted IP header with lengths that cannot be, or of a packet that we never let pass
 	QuotedFragment  // a quoted fragment that is not the first
 	NestedError     // an error about an error
 	QuotedProtocol  // an error about a packet without ports that we know of
@@ -68,10 +68,8 @@ var reasonWords = [NumReasons]string{
 	Oversize:          "oversize",
 	BadHeaderChecksum: "bad_header_checksum",
 	BadOption:         "bad_option",
-	RouterOption:      "router_option",
 	BadExtension:      "bad_extension_header",
 	LongChain:         "long_extension_chain",
-	RoutingHeader:     "routing_header",
 	MartianSource:     "martian_source",
 	MappedAddress:     "mapped_address",
 	Fragment:          "fragment",
@@ -86,7 +84,9 @@ var reasonWords = [NumReasons]string{
 	BadChunk:          "bad_sctp_chunk",
 	NotError:          "icmp_not_error",
 	BadICMPChecksum:   "bad_icmp_checksum",
+	Redirect:          "icmp_redirect",
 	ShortQuote:        "short_quote",
+	CutQuote:          "cut_quote",
 	BadQuote:          "bad_quote",
 	QuotedFragment:    "quoted_fragment",
 	NestedError:       "nested_error",

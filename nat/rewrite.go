@@ -106,6 +106,8 @@ func (p *Packet) DetectPartial(frame []byte) {
 	at := udpChecksumAt
 	if p.Proto == protoTCP {
 		at = tcpChecksumAt
+	} else if binary.BigEndian.Uint16(l4[4:]) != p.End-p.L4 {
+		return // no socket sends that
 	}
 	p.Partial = binary.LittleEndian.Uint16(l4[at:]) == fold(p.pseudo(frame))
 }

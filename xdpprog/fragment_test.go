@@ -5,6 +5,7 @@ package xdpprog
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -109,10 +110,10 @@ var fragmentCases = []struct {
 	{"IPv6 atomic, ACK", packet{dst: frontend6, flags: "A", extensions: []extension{frag6(0, false)}}, ReasonKernelTCP, ReasonFragmentForward, ReasonNotOurs},
 	{"IPv6 atomic, UDP longer than its packet", packet{dst: frontend6, proto: udp, extensions: []extension{frag6(0, false)}, edit: put16(52, 9)}, ReasonBadLength, ReasonBadLength, ReasonBadLength},
 	{"IPv6 behind others", packet{src: backend6, dst: known6, proto: udp, payload: 56, extensions: []extension{ext(0, 1), ext(60, 2), ext(43, 1), ext(60, 1), frag6(0, true)}}, ReasonFragmentReply, ReasonFragmentReply, ReasonFragmentReply},
-	{"IPv6 behind five others", packet{src: backend6, dst: known6, proto: udp, payload: 56, extensions: []extension{ext(0, 1), ext(60, 2), ext(43, 1), ext(60, 1), ext(60, 1), frag6(0, true)}}, ReasonExtHeaders, ReasonExtHeaders, ReasonExtHeaders},
+	{"IPv6 behind nine others", packet{src: backend6, dst: known6, proto: udp, payload: 56, extensions: append(slices.Repeat([]extension{ext(60, 1)}, 9), frag6(0, true))}, ReasonExtHeaders, ReasonExtHeaders, ReasonExtHeaders},
 	{"IPv6 first, options behind", packet{src: known6, dst: frontend6, proto: udp, payload: 56, extensions: []extension{frag6(0, true), ext(60, 1)}}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
 	{"IPv6 later, options were behind", packet{dst: frontend6, proto: 60, l4: block, extensions: []extension{frag6(64, true)}}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
-	{"IPv6 source route behind that has not ended", packet{src: known6, dst: frontend6, proto: udp, payload: 56, extensions: []extension{frag6(0, true), {43, []byte{0, 0, 0, 1, 0, 0, 0, 0}}}}, ReasonRoutingHeader, ReasonRoutingHeader, ReasonRoutingHeader},
+	{"IPv6 source route behind that has not ended", packet{src: known6, dst: frontend6, proto: udp, payload: 56, extensions: []extension{frag6(0, true), {43, []byte{0, 0, 0, 1, 0, 0, 0, 0}}}}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
 	{"IPv6 fragment of a fragment", packet{src: known6, dst: frontend6, proto: udp, payload: 56, extensions: []extension{frag6(0, true), frag6(0, true)}}, ReasonFragment, ReasonFragment, ReasonFragment},
 	{"IPv6 later, of nothing that has ports", packet{dst: frontend6, proto: 59, l4: block, extensions: []extension{frag6(64, true)}}, ReasonFragment, ReasonFragment, ReasonFragment},
 	{"IPv6 later, ICMPv6", packet{dst: frontend6, proto: 58, l4: block, extensions: []extension{frag6(64, true)}}, ReasonFragment, ReasonFragment, ReasonFragment},

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,10 +71,12 @@ func TestICMPErrors(t *testing.T) {
 		{"8 bytes", errorAbout(t, forward4, 3, 28), ReasonICMPErrorReply},
 		{"8 bytes of UDP", errorAbout(t, udp4, 3, 28), ReasonICMPErrorReply},
 		{"8 bytes over IPv6", errorAbout(t, forward6, 2, 48), ReasonICMPErrorReply},
-		{"7 bytes", errorAbout(t, forward4, 3, 27), ReasonICMPError},
-		{"7 bytes over IPv6", errorAbout(t, forward6, 2, 47), ReasonICMPError},
+		{"the ports alone", errorAbout(t, forward4, 3, 24), ReasonICMPErrorReply},
+		{"3 bytes", errorAbout(t, forward4, 3, 23), ReasonICMPError},
+		{"the ports alone, over IPv6", errorAbout(t, forward6, 2, 44), ReasonICMPErrorReply},
+		{"3 bytes over IPv6", errorAbout(t, forward6, 2, 43), ReasonICMPError},
 		{"padded", errorAbout(t, forward4, 3, 28).with(func(p *packet) { p.padding = 20 }), ReasonICMPErrorReply},
-		{"8 bytes, the last in the padding", errorAbout(t, forward4, 3, 27).with(func(p *packet) { p.padding = 20 }), ReasonICMPError},
+		{"4 bytes, the last in the padding", errorAbout(t, forward4, 3, 23).with(func(p *packet) { p.padding = 20 }), ReasonICMPError},
 
 		{"translated already, forward", errorAbout(t, packet{src: known4, dst: frontend4}, 3, -1), ReasonICMPError},
 		{"translated already, reply", errorAbout(t, packet{src: backend4, dst: known4}, 3, -1), ReasonICMPError},
@@ -97,13 +100,13 @@ func TestICMPErrors(t *testing.T) {
 		{"extensions behind (RFC 4884)", errorAbout(t, udp4, 11, 128).with(func(p *packet) { p.l4[5] = 32; p.payload = 12 }), ReasonICMPErrorReply},
 
 		{"quotes options", errorAbout(t, packet{src: known4, dst: backend4, options: option7}, 3, 36), ReasonICMPErrorReply},
-		{"quotes options, 7 bytes", errorAbout(t, packet{src: known4, dst: backend4, options: option7}, 3, 35), ReasonICMPError},
+		{"quotes options, 3 bytes", errorAbout(t, packet{src: known4, dst: backend4, options: option7}, 3, 31), ReasonICMPError},
 		{"quotes 40 bytes of options", errorAbout(t, packet{src: known4, dst: backend4, options: []layers.IPv4Option{{OptionType: 7, OptionLength: 40, OptionData: make([]byte, 38)}}}, 3, 68), ReasonICMPErrorReply},
-		{"quotes four extension headers", errorAbout(t, extended(forward6, ext(0, 1), ext(60, 2), ext(43, 1), ext(60, 1)), 1, 88), ReasonICMPErrorReply},
-		{"quotes five extension headers", errorAbout(t, extended(forward6, ext(0, 1), ext(60, 2), ext(43, 1), ext(60, 1), ext(60, 1)), 1, -1), ReasonICMPError},
+		{"quotes eight extension headers", errorAbout(t, extended(forward6, slices.Repeat([]extension{ext(60, 1)}, 8)...), 1, 112), ReasonICMPErrorReply},
+		{"quotes nine extension headers", errorAbout(t, extended(forward6, slices.Repeat([]extension{ext(60, 1)}, 9)...), 1, -1), ReasonICMPError},
 		{"quotes an extension header in half", errorAbout(t, extended(forward6, ext(60, 3)), 1, 56), ReasonICMPError},
 		{"quotes a source route that has ended", errorAbout(t, extended(forward6, ext(43, 1)), 1, -1), ReasonICMPErrorReply},
-		{"quotes a source route that has not", errorAbout(t, extended(forward6, extension{43, []byte{0, 0, 0, 1, 0, 0, 0, 0}}), 1, -1), ReasonICMPError},
+		{"quotes a source route that has not", errorAbout(t, extended(forward6, extension{43, []byte{0, 0, 0, 1, 0, 0, 0, 0}}), 1, -1), ReasonICMPErrorReply},
 		{"quotes don't fragment", errorAbout(t, edited(forward4, frag4(0x4000)), 3, -1), ReasonICMPErrorReply},
 		{"quotes a first fragment", errorAbout(t, edited(udp4, frag4(moreFragments)), 3, -1), ReasonICMPErrorReply},
 		{"quotes a later fragment", errorAbout(t, edited(udp4, frag4(8)), 3, -1), ReasonICMPError},
@@ -116,15 +119,15 @@ func TestICMPErrors(t *testing.T) {
 
 		{"quoted length is more", errorAbout(t, edited(forward4, put16(2, 65535)), 3, -1), ReasonICMPErrorReply},
 		{"quoted length is just enough", errorAbout(t, edited(forward4, put16(2, 28)), 3, -1), ReasonICMPErrorReply},
-		{"quoted length is too little", errorAbout(t, edited(forward4, put16(2, 27)), 3, -1), ReasonICMPError},
+		{"quoted length is too little", errorAbout(t, edited(forward4, put16(2, 23)), 3, -1), ReasonICMPError},
 		{"quoted length is less than the header", errorAbout(t, edited(forward4, put16(2, 19)), 3, -1), ReasonICMPError},
 		{"quoted length 0", errorAbout(t, edited(forward4, put16(2, 0)), 3, -1), ReasonICMPError},
 		{"quoted length is more, IPv6", errorAbout(t, edited(forward6, put16(4, 65535)), 1, -1), ReasonICMPErrorReply},
 		{"quoted length is just enough, IPv6", errorAbout(t, edited(forward6, put16(4, 8)), 1, -1), ReasonICMPErrorReply},
-		{"quoted length is too little, IPv6", errorAbout(t, edited(forward6, put16(4, 7)), 1, -1), ReasonICMPError},
+		{"quoted length is too little, IPv6", errorAbout(t, edited(forward6, put16(4, 3)), 1, -1), ReasonICMPError},
 		{"quoted UDP length lies", errorAbout(t, edited(udp4, put16(24, 3)), 3, -1), ReasonICMPErrorReply},
-		{"quoted version", errorAbout(t, edited(forward4, put8(0, 0x65)), 3, -1), ReasonICMPError},
-		{"quoted version, IPv6", errorAbout(t, edited(forward6, put8(0, 0x45)), 1, -1), ReasonICMPError},
+		{"quoted version", errorAbout(t, edited(forward4, put8(0, 0x65)), 3, -1), ReasonICMPErrorReply},
+		{"quoted version, IPv6", errorAbout(t, edited(forward6, put8(0, 0x45)), 1, -1), ReasonICMPErrorReply},
 		{"quoted header of 16 bytes", errorAbout(t, edited(forward4, put8(0, 0x44)), 3, -1), ReasonICMPError},
 		{"quoted header longer than the quote", errorAbout(t, edited(forward4, put8(0, 0x4f)), 3, -1), ReasonICMPError},
 		{"half a quoted header", errorAbout(t, forward4, 3, 19), ReasonICMPError},
@@ -146,15 +149,10 @@ func TestICMPErrors(t *testing.T) {
 	for kind := range 256 {
 		want4, want6 := ReasonOtherProto, ReasonOtherProto
 		switch kind {
-		case 3, 11, 12:
+		case 3, 4, 5, 11, 12:
 			want4 = ReasonICMPErrorReply
-		case 4, 5:
-			want4 = ReasonICMPError
 		}
 		if kind < 128 {
-			want6 = ReasonICMPError
-		}
-		if kind >= 1 && kind <= 4 {
 			want6 = ReasonICMPErrorReply
 		}
 		cases = append(cases, struct {
@@ -238,10 +236,10 @@ func TestICMPErrorsCut(t *testing.T) {
 		kind   byte
 		need   int // bytes of the quote
 	}{
-		{packet{src: known4, dst: backend4, payload: 10}, 3, 28},
-		{packet{src: known4, dst: backend4, options: option7}, 11, 36},
-		{packet{src: frontend6, dst: known6, payload: 10}, 2, 48},
-		{packet{src: frontend6, dst: known6, proto: udp, extensions: []extension{ext(0, 1), frag6(0, true), ext(60, 2)}, payload: 10}, 2, 80},
+		{packet{src: known4, dst: backend4, payload: 10}, 3, 24},
+		{packet{src: known4, dst: backend4, options: option7}, 11, 32},
+		{packet{src: frontend6, dst: known6, payload: 10}, 2, 44},
+		{packet{src: frontend6, dst: known6, proto: udp, extensions: []extension{ext(0, 1), frag6(0, true), ext(60, 2)}, payload: 10}, 2, 76},
 	} {
 		whole := len(tt.quoted.frame(t)) - 14
 		for cut := 0; cut <= whole; cut++ {

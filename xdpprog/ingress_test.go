@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -80,9 +81,10 @@ var parserCases = []struct {
 	{"hop-by-hop", packet{dst: frontend6, extensions: []extension{ext(0, 1)}}, ReasonNew},
 	{"destination options", packet{dst: frontend6, extensions: []extension{ext(60, 3)}}, ReasonNew},
 	{"source route that has ended", packet{dst: frontend6, extensions: []extension{ext(43, 3)}}, ReasonNew},
-	{"source route that has not", packet{dst: frontend6, extensions: []extension{{43, []byte{0, 0, 0, 1, 0, 0, 0, 0}}}}, ReasonRoutingHeader},
+	{"source route that has not", packet{dst: frontend6, extensions: []extension{{43, []byte{0, 0, 0, 1, 0, 0, 0, 0}}}}, ReasonNew},
 	{"four extension headers", packet{dst: frontend6, proto: udp, extensions: []extension{ext(0, 1), ext(60, 2), ext(43, 1), ext(60, 1)}}, ReasonNew},
-	{"five extension headers", packet{dst: frontend6, extensions: []extension{ext(0, 1), ext(60, 2), ext(43, 1), ext(60, 1), ext(60, 1)}}, ReasonExtHeaders},
+	{"eight extension headers", packet{dst: frontend6, extensions: slices.Repeat([]extension{ext(60, 1)}, 8)}, ReasonNew},
+	{"nine extension headers", packet{dst: frontend6, extensions: slices.Repeat([]extension{ext(60, 1)}, 9)}, ReasonExtHeaders},
 	{"long extension header", packet{dst: frontend6, extensions: []extension{ext(60, 256)}, payload: 100}, ReasonNew},
 	{"extension header beyond the packet", packet{dst: frontend6, extensions: []extension{{60, []byte{0, 10, 0, 0, 0, 0, 0, 0}}}}, ReasonBadLength},
 	{"half an extension header", packet{dst: frontend6, extensions: []extension{ext(60, 1)}, edit: put16(4, 7)}, ReasonBadLength},

@@ -27,16 +27,16 @@ func TestVerifierBudget(t *testing.T) {
 		spec        Spec
 		xdp, egress uint32
 	}{
-		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 6000, 5500},
-		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 6000, 5500},
-		{"alone", Spec{Mode: ModeAlone}, 6000, 5500},
-		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 6000, 5500},
-		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 10000, 9500},
-		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 8000, 7500},
-		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 12500, 11500},
-		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 12500, 12000},
-		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 12500, 12000},
-		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 12500, 12000},
+		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 7500, 7000},
+		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 7500, 7000},
+		{"alone", Spec{Mode: ModeAlone}, 7500, 7000},
+		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 7500, 7000},
+		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 17000, 16500},
+		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 10000, 9500},
+		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 19000},
+		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 19000},
+		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 19000},
+		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 19000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.spec.FlowBuckets, tt.spec.FlowRecords, tt.spec.OuterIfindex = 2, 2, 1

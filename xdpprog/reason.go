@@ -39,7 +39,6 @@ const (
 	ReasonBadLength     // lengths that contradict each other or the frame
 	ReasonMappedAddress // an IPv4-mapped address in an IPv6 header
 	ReasonExtHeaders    // more IPv6 extension headers than the classifier walks
-	ReasonRoutingHeader // an IPv6 source route that has not ended
 	ReasonFragment      // one that we do not take
 	ReasonICMPError     // one that we do not take, or about no flow of ours
 	ReasonOtherProto
@@ -74,7 +73,6 @@ var reasonNames = [NumReasons]string{
 	ReasonBadLength:        "bad_length",
 	ReasonMappedAddress:    "mapped_address",
 	ReasonExtHeaders:       "ext_headers",
-	ReasonRoutingHeader:    "routing_header",
 	ReasonFragment:         "fragment",
 	ReasonICMPError:        "icmp_error",
 	ReasonOtherProto:       "other_proto",

@@ -48,7 +48,6 @@ enum reason {
 	REASON_BAD_LENGTH,     /* lengths that contradict each other or the frame */
 	REASON_MAPPED_ADDRESS, /* an IPv4-mapped address in an IPv6 header */
 	REASON_EXT_HEADERS,    /* more IPv6 extension headers than we walk */
-	REASON_ROUTING_HEADER, /* an IPv6 source route that has not ended */
 	REASON_FRAGMENT,       /* one that we do not take */
 	REASON_ICMP_ERROR,     /* one that we do not take, or about no flow of ours */
 	REASON_OTHER_PROTO,
@@ -259,14 +258,15 @@ enum kind {
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 #define SCTP_INIT 1
-#define MAX_EXT_HEADERS 4
+#define MAX_EXT_HEADERS 8 /* as package nat */
 
-/* l4 is never beyond: Ethernet, two tags, IPv6, four extension headers of 2 KiB. The verifier has
- * to be told. */
+/* Where to go on, at most: the verifier follows no offset beyond 64 KiB, and extension headers may
+ * follow twice. No frame of ours is so long. */
 #define MAX_L4 0x3fff
 
-/* What an error quotes at least behind the IP header (RFC 792). */
-#define QUOTED_L4 8
+/* What an error has to quote behind the IP header for us to know whom it is about: the ports. Less
+ * than eight bytes (RFC 792) the daemon drops. */
+#define QUOTED_L4 4
 
 static __always_inline bool is_vlan(__u16 type)
 {
@@ -347,9 +347,9 @@ static __always_inline enum reason parse_l4(struct tuple *t, void *pos, void *en
 }
 
 /*
- * An error quotes the packet that it is about; anything else of ICMP is the kernel's. Only errors
- * about the fate of a packet are left for parse_quote(): a source quench is obsolete (RFC 6633), a
- * redirect speaks of a route on one side of the translation.
+ * An error quotes the packet that it is about; anything else of ICMP is the kernel's. Errors are
+ * what connection tracking takes for them: icmp_is_err() in include/linux/icmp.h, and of ICMPv6
+ * all types below 128.
  */
 static __always_inline enum reason parse_icmp(struct tuple *t, void *data, void *pos, void *end,
 					      __u32 room)
@@ -365,18 +365,16 @@ static __always_inline enum reason parse_icmp(struct tuple *t, void *data, void 
 	if (t->ipv4) {
 		switch (type) {
 		case 3:	 /* destination unreachable */
+		case 4:	 /* source quench */
+		case 5:	 /* redirect */
 		case 11: /* time exceeded */
 		case 12: /* parameter problem */
 			break;
-		case 4: /* source quench */
-		case 5: /* redirect */
-			return REASON_ICMP_ERROR;
 		default:
 			return REASON_OTHER_PROTO;
 		}
-	} else if (type < 1 || type > 4) {
-		/* Not unreachable, too big, time exceeded, parameter problem. */
-		return type < 128 ? REASON_ICMP_ERROR : REASON_OTHER_PROTO;
+	} else if (type >= 128) {
+		return REASON_OTHER_PROTO;
 	}
 	if (icmp_errors) {
 		t->l4 = pos - data;
@@ -420,8 +418,6 @@ static __always_inline enum reason walk(void **pos, void *end, __u32 *room, __u8
 		header = (ext->hdrlen + 1) << 3;
 		if (header > *room)
 			return REASON_BAD_LENGTH;
-		if (*proto == IPPROTO_ROUTING && ext->segments_left)
-			return REASON_ROUTING_HEADER;
 		*proto = ext->nexthdr;
 		*pos += header;
 		*room -= header;
@@ -590,14 +586,15 @@ static __always_inline enum reason read_fragment(struct tuple *t, void *data, vo
  * The other quotes, client to frontend and backend to client, have been translated already or were
  * never: reversed they are in no flow. So an error is ours at most once.
  *
- * A quote is cut somewhere, and its lengths are those of the whole packet: of L4 only the eight
- * bytes that must be there are read. What is not understood in it is not about a flow of ours.
+ * A quote is cut somewhere, and its lengths are those of the whole packet: of L4 only the ports are
+ * read. Its version is that of the protocol which quotes it. What is not understood in it is not
+ * about a flow of ours.
  */
 static __always_inline enum reason read_quote(struct tuple *t, void *data, void *end)
 {
 	__u32 at = t->l4, room = t->room, whole;
 	void *pos = data + at;
-	struct udphdr *l4;
+	__u32 *l4;
 	__u64 src[2];
 	enum reason reason;
 	__u8 proto;
@@ -619,7 +616,7 @@ static __always_inline enum reason read_quote(struct tuple *t, void *data, void 
 		whole = bpf_ntohs(ip->tot_len);
 		if (whole < room)
 			room = whole;
-		if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip) || header > room ||
+		if (header < sizeof(*ip) || header > room ||
 		    ip->frag_off & bpf_htons(IP_OFFSET))
 			return REASON_ICMP_ERROR;
 		load4(src, ip->saddr);
@@ -634,8 +631,6 @@ static __always_inline enum reason read_quote(struct tuple *t, void *data, void 
 			return REASON_ICMP_ERROR;
 		if ((void *)(ip + 1) > end)
 			return REASON_TRUNCATED;
-		if (ip->version_class >> 4 != 6)
-			return REASON_ICMP_ERROR;
 		room -= sizeof(*ip);
 		whole = bpf_ntohs(ip->payload_len);
 		if (whole < room)
@@ -672,7 +667,7 @@ static __always_inline enum reason read_quote(struct tuple *t, void *data, void 
 	l4 = pos;
 	if ((void *)(l4 + 1) > end)
 		return REASON_TRUNCATED;
-	t->ports = l4->ports << 16 | l4->ports >> 16;
+	t->ports = *l4 << 16 | *l4 >> 16;
 	t->proto = proto;
 	t->kind = KIND_ERROR;
 	return UNDECIDED;

@@ -44,7 +44,7 @@ __noinline int parse_skb(struct __sk_buff *skb, struct tuple *t)
 	return reason;
 }
 
-/* Longest headers we read: Ethernet, two tags, IPv6, four extension headers of usual size, and TCP
+/* Longest headers we read: Ethernet, two tags, IPv6, eight extension headers of usual size, and TCP
  * or an error with as much in its quote. */
 #define PULL 256
 
