@@ -57,6 +57,10 @@ func (t *Table) Lookup(k *Tuple) Ref {
 // batchSize is how many lookups overlap. More would push each other's lines out of the first-level cache.
 const batchSize = 64
 
+// ahead is after how many hashes, or cells, their lines are asked for: a core asks for ten to twenty lines at a time, and has the
+// work on the next ones to do meanwhile.
+const ahead = 8
+
 // LookupBatch looks up all tuples, as Lookup would each, and leaves their hashes. The other two slices must be at least
 // as long as the first.
 func (t *Table) LookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
@@ -68,45 +72,57 @@ func (t *Table) LookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 }
 
 // lookupBatch goes over the batch several times, so that the cache misses of many lookups overlap instead of queueing
-// (prefetch_amd64.s, or plain loads in prefetch_other.go). Most tuples stand in their first bucket (see vacant), so the second one is left alone until the first
-// has failed.
+// (prefetch_amd64.s, or plain loads in prefetch_other.go): hash all, and ask for their buckets; find their cells, and ask
+// for their records; compare. Most tuples stand in their first bucket (see vacant), so the second one is left alone until
+// the first has failed.
 func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 	hashes = hashes[:len(tuples)]
 	refs = refs[:len(tuples)]
+	asked := 0
 	for i := range tuples {
 		k := &tuples[i]
 		s0, s1 := k.src()
 		d0, d1 := k.dst()
 		tail := k.tail()
-		if !mapped4(s0, s1, d0, d1) {
+		if mapped4(s0, s1, d0, d1) {
+			// sip for IPv4, by hand: without the calls the hashes of neighbours overlap.
+			w, last := s1>>32|d1&^(1<<32-1), tail|13<<56
+			v0, v1, v2, v3 := t.v[0], t.v[1], t.v[2], t.v[3]
+			v0, v1, v2, v3 = round(v0, v1, v2, v3^w)
+			v0, v1, v2, v3 = round(v0^w, v1, v2, v3^last)
+			v0, v1, v2, v3 = round(v0^last, v1, v2^0xff, v3)
+			v0, v1, v2, v3 = round(v0, v1, v2, v3)
+			v0, v1, v2, v3 = round(v0, v1, v2, v3)
+			hashes[i] = v0 ^ v1 ^ v2 ^ v3
+		} else {
 			hashes[i] = t.sip(s0, s1, d0, d1, tail)
-			continue
 		}
-		// sip for IPv4, by hand: without the calls the hashes of neighbours overlap.
-		w, last := s1>>32|d1&^(1<<32-1), tail|13<<56
-		v0, v1, v2, v3 := t.v[0], t.v[1], t.v[2], t.v[3]
-		v0, v1, v2, v3 = round(v0, v1, v2, v3^w)
-		v0, v1, v2, v3 = round(v0^w, v1, v2, v3^last)
-		v0, v1, v2, v3 = round(v0^last, v1, v2^0xff, v3)
-		v0, v1, v2, v3 = round(v0, v1, v2, v3)
-		v0, v1, v2, v3 = round(v0, v1, v2, v3)
-		hashes[i] = v0 ^ v1 ^ v2 ^ v3
+		if i%ahead == ahead-1 {
+			t.fetchBuckets(hashes[asked : i+1])
+			asked = i + 1
+		}
 	}
-	t.fetchBuckets(hashes)
+	t.fetchBuckets(hashes[asked:])
+	asked = 0
 	var rest [batchSize]uint8 // those that the first bucket does not have
 	n := 0
 	for i, h := range hashes {
 		x := t.buckets[uint32(h)&t.mask].nearest(tagOf(h))
-		refs[i] = Ref{uint32(x), Direction(x >> 32)}
+		hit := (x/cellTag - 1) >> 63 // 1 if a tag is equal; without one record 0 is asked for, which is here
+		refs[i] = Ref{uint32(x) & -uint32(hit), Direction(x >> 32)}
 		rest[n%batchSize] = uint8(i)
 		if x >= cellTag {
 			n++
 		}
+		if i%ahead == ahead-1 {
+			t.fetchRecords(refs[asked : i+1])
+			asked = i + 1
+		}
 	}
+	t.fetchRecords(refs[asked:])
 	if n > 0 {
 		t.secondBuckets(rest[:n], hashes, refs)
 	}
-	t.fetchRecords(refs)
 	for i := range tuples {
 		rec, d := refs[i].Record, refs[i].Direction
 		if d == absent {
@@ -155,13 +171,17 @@ func (t *Table) secondBuckets(rest []uint8, hashes []uint64, refs []Ref) {
 		seconds[n%batchSize] = uint64(b2)
 	}
 	t.fetchBuckets(seconds[:len(rest)])
-	for _, i := range rest {
+	var found [batchSize]Ref
+	for n, i := range rest {
 		_, b2 := t.pair(hashes[i])
 		x := t.buckets[b2].nearest(tagOf(hashes[i]))
-		if refs[i] = (Ref{uint32(x), Direction(x >> 32 & 1)}); x >= cellTag {
-			refs[i] = Ref{0, absent}
+		ref := Ref{uint32(x), Direction(x >> 32 & 1)}
+		if x >= cellTag {
+			ref = Ref{0, absent}
 		}
+		refs[i], found[n%batchSize] = ref, ref
 	}
+	t.fetchRecords(found[:len(rest)])
 }
 
 // nearest returns the cell of the bucket that is nearest to the tag, less the tag: below cellTag it is direction and
