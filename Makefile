@@ -54,6 +54,34 @@ model: ## Check the flow table: 10^6 lookups in the kernel (root), 10^4 historie
 bench-flowtable: ## Run the flow table beside a Go map, sync.Map, xsync and a BPF hash map (root, 10 GiB, an hour).
 	$(GO) test -run '^$$' -bench '^BenchmarkPeers' -timeout 3h $(TESTFLAGS) ./flowtable
 
+# The real Kubernetes components, for e2e and contract: built once (eight minutes on two cores), then only if their versions change.
+KUBE_VERSION := v1.35.4
+KUBE_LDFLAGS := -s -w -X k8s.io/component-base/version.gitVersion=$(KUBE_VERSION) -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=35
+
+.PHONY: kube
+kube: bin/kube/built tables ## Build kube-apiserver, kube-controller-manager, kube-proxy and etcd into bin/kube.
+
+bin/kube/built: e2e/components/go.mod e2e/components/go.sum
+	mkdir -p bin/kube
+	cd e2e/components && CGO_ENABLED=0 $(GO) build -ldflags '$(KUBE_LDFLAGS)' -o ../../bin/kube/ \
+		k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-proxy
+	cd e2e/components && CGO_ENABLED=0 $(GO) build -ldflags '-s -w' -o ../../bin/kube/etcd go.etcd.io/etcd/server/v3
+	touch $@
+
+# What kube-proxy calls.
+.PHONY: tables
+tables:
+	@command -v nft >/dev/null && command -v iptables >/dev/null || { \
+		echo "installing nftables and iptables (Debian packages)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nftables iptables >/dev/null; }
+
+DATAPLANE ?= front
+RUN       ?=
+
+.PHONY: e2e
+e2e: build kube ## Run upstream's end-to-end tests of ClusterIPs against a real control plane (root); DATAPLANE=nftables RUN=UDP for others.
+	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/e2e -dataplane '$(DATAPLANE)' -run '$(RUN)'
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck.
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt would change: $$out"; exit 1; }

@@ -52,6 +52,9 @@ type Cluster struct {
 	Clients       []*Pod
 	Backends      []*Pod
 	RemoteBackend *Pod
+
+	wire VethOptions
+	made [remoteNode + 1]int // pods of each node
 }
 
 // Names of devices in the nodes' namespaces.
@@ -119,20 +122,14 @@ func (l *Lab) Cluster(o ClusterOptions) *Cluster {
 		c.Remote.Route(PodSubnet(f, localNode).String(), local.String(), UplinkDevice)
 	}
 
-	pods := 0
-	add := func(role string, i int, node *Namespace, number int) *Pod {
-		pods++
-		mac := net.HardwareAddr{0x02, 0x00, 0x5e, byte(number), 0x00, byte(pods)}
-		return l.pod(role+strconv.Itoa(i), node, number, pods, wire, mac)
-	}
+	c.wire = wire
 	for i := range o.Clients {
-		c.Clients = append(c.Clients, add("client", i, c.Node, localNode))
+		c.Clients = append(c.Clients, c.AddPod("client"+strconv.Itoa(i), localNode))
 	}
 	for i := range o.Backends {
-		c.Backends = append(c.Backends, add("backend", i, c.Node, localNode))
+		c.Backends = append(c.Backends, c.AddPod("backend"+strconv.Itoa(i), localNode))
 	}
-	pods = 0
-	c.RemoteBackend = add("backend", 0, c.Remote, remoteNode)
+	c.RemoteBackend = c.AddPod("backend0", remoteNode)
 
 	if o.Outside {
 		c.Outside = l.Namespace("outside")
@@ -146,6 +143,20 @@ func (l *Lab) Cluster(o ClusterOptions) *Cluster {
 		}
 	}
 	return c
+}
+
+// AddPod makes another pod on a node: 1 is the node, 2 the remote one. Its name is also that of the host end of its wire. Not
+// for concurrent use.
+func (c *Cluster) AddPod(name string, node int) *Pod {
+	c.Lab.tb.Helper()
+	mustFit("node", node, localNode, remoteNode)
+	c.made[node]++
+	mac := net.HardwareAddr{0x02, 0x00, 0x5e, byte(node), 0x00, byte(c.made[node])}
+	on := c.Node
+	if node == remoteNode {
+		on = c.Remote
+	}
+	return c.Lab.pod(name, on, node, c.made[node], c.wire, mac)
 }
 
 // pod makes the n-th pod of a node. The host end's name is the pod's.
