@@ -271,41 +271,54 @@ func grantedMode(ifindex int) (AttachMode, error) {
 //
 // The return port has none, or its frames would loop.
 func (o *Objects) AttachEgress(ifindex int) (adopted bool, err error) {
+	return o.attachTCX(hookOf{ifindex, hookEgress})
+}
+
+// AttachSteer attaches the classifier to the ingress of a device as a tc program,
+// which makes it a steered port. As [Objects.AttachEgress] in all else.
+func (o *Objects) AttachSteer(ifindex int) (adopted bool, err error) {
+	return o.attachTCX(hookOf{ifindex, hookSteer})
+}
+
+// tcx is where a hook's program is attached, and the program.
+func (o *Objects) tcx(h hook) (ebpf.AttachType, *ebpf.Program) {
+	if h == hookSteer {
+		return ebpf.AttachTCXIngress, o.steer
+	}
+	return ebpf.AttachTCXEgress, o.egress
+}
+
+func (o *Objects) attachTCX(at hookOf) (adopted bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	at := hookOf{ifindex, hookEgress}
 	switch _, attached := o.attached[at]; {
 	case o.spec.OuterIfindex == 0:
-		return false, fmt.Errorf("device %d: without a return port there is no egress classifier", ifindex)
-	case ifindex == o.spec.OuterIfindex:
-		return false, fmt.Errorf("device %d: the return port's outer end takes no egress classifier", ifindex)
+		return false, fmt.Errorf("device %d: without a return port there is no %s classifier", at.ifindex, at.hook)
+	case at.ifindex == o.spec.OuterIfindex:
+		return false, fmt.Errorf("device %d: the return port's outer end takes no %s classifier", at.ifindex, at.hook)
 	case attached:
-		return false, fmt.Errorf("device %d: egress classifier attached already", ifindex)
+		return false, fmt.Errorf("device %d: %s classifier attached already", at.ifindex, at.hook)
 	}
-	l, err := o.adoptEgress(at)
+	l, err := o.adoptTCX(at)
 	if err != nil {
-		return false, fmt.Errorf("device %d: %w", ifindex, err)
+		return false, fmt.Errorf("device %d: %w", at.ifindex, err)
 	}
 	adopted = l != nil
 	if l == nil {
-		l, err = link.AttachTCX(link.TCXOptions{
-			Interface: ifindex,
-			Program:   o.egress,
-			Attach:    ebpf.AttachTCXEgress,
-			Anchor:    link.Head(),
-		})
+		where, program := o.tcx(at.hook)
+		l, err = link.AttachTCX(link.TCXOptions{Interface: at.ifindex, Program: program, Attach: where, Anchor: link.Head()})
 		if err != nil {
-			return false, fmt.Errorf("device %d: attaching the egress classifier: %w", ifindex, err)
+			return false, fmt.Errorf("device %d: attaching the %s classifier: %w", at.ifindex, at.hook, err)
 		}
 		if err := o.pin(l, at); err != nil {
-			return false, errors.Join(fmt.Errorf("device %d: %w", ifindex, err), l.Close())
+			return false, errors.Join(fmt.Errorf("device %d: %w", at.ifindex, err), l.Close())
 		}
 	}
 	o.attached[at] = l
 	return adopted, nil
 }
 
-func (o *Objects) adoptEgress(at hookOf) (link.Link, error) {
+func (o *Objects) adoptTCX(at hookOf) (link.Link, error) {
 	l, info, err := o.loadLink(at)
 	if l == nil || err != nil {
 		return nil, err
@@ -313,7 +326,8 @@ func (o *Objects) adoptEgress(at hookOf) (link.Link, error) {
 	if int(info.TCX().Ifindex) != at.ifindex {
 		return nil, errors.Join(l.Unpin(), l.Close())
 	}
-	there, err := link.QueryPrograms(link.QueryOptions{Target: at.ifindex, Attach: ebpf.AttachTCXEgress})
+	where, program := o.tcx(at.hook)
+	there, err := link.QueryPrograms(link.QueryOptions{Target: at.ifindex, Attach: where})
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -321,7 +335,7 @@ func (o *Objects) adoptEgress(at hookOf) (link.Link, error) {
 		if id, ok := p.LinkID(); !ok || id != info.ID {
 			continue
 		}
-		if err := l.Update(o.egress); err != nil {
+		if err := l.Update(program); err != nil {
 			return nil, errors.Join(fmt.Errorf("updating the adopted link: %w", err), l.Close())
 		}
 		return l, nil
@@ -347,7 +361,7 @@ func (o *Objects) loadLink(at hookOf) (link.Link, *link.Info, error) {
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("adopting %s: %w", o.pinOf(at), err), l.Close())
 	}
-	if at.hook == hookXDP && info.Type != link.XDPType || at.hook == hookEgress && info.Type != link.TCXType {
+	if (at.hook == hookXDP) != (info.Type == link.XDPType) || at.hook != hookXDP && info.Type != link.TCXType {
 		return nil, nil, errors.Join(fmt.Errorf("adopting %s: it is a link of another kind", o.pinOf(at)), l.Close())
 	}
 	return l, info, nil
@@ -368,8 +382,11 @@ func (o *Objects) pin(l link.Link, at hookOf) error {
 func (o *Objects) Detach(ifindex int) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	err := errors.Join(o.detach(hookOf{ifindex, hookXDP}), o.detach(hookOf{ifindex, hookEgress}))
-	if err != nil {
+	var errs []error
+	for _, h := range hooks {
+		errs = append(errs, o.detach(hookOf{ifindex, h}))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("device %d: detaching: %w", ifindex, err)
 	}
 	return nil

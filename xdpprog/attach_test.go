@@ -241,6 +241,9 @@ func TestAdoptAttachments(t *testing.T) {
 		if _, err := r.AttachEgress(r.direct); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := r.AttachSteer(r.direct); err != nil {
+			t.Fatal(err)
+		}
 	})
 	first := id(t, r.xdp)
 	links := linkIDs(t, dir)
@@ -261,16 +264,25 @@ func TestAdoptAttachments(t *testing.T) {
 		if err != nil || !a.Adopted || a.Granted != Native || a.Replaced != nil {
 			t.Errorf("got %+v, %v", a, err)
 		}
-		adopted, err := next.AttachEgress(r.direct)
-		if err != nil || !adopted {
-			t.Errorf("egress: adopted %t, %v", adopted, err)
-		}
 		if there := r.attached(t, r.direct); there == nil || ebpf.ProgramID(there.ProgId) != id(t, next.xdp) {
 			t.Errorf("on the device: %+v, want program %d", there, id(t, next.xdp))
 		}
-		q, err := link.QueryPrograms(link.QueryOptions{Target: r.direct, Attach: ebpf.AttachTCXEgress})
-		if err != nil || len(q.Programs) != 1 || q.Programs[0].ID != id(t, next.egress) {
-			t.Errorf("on the egress: %+v, %v", q, err)
+		for _, tc := range []struct {
+			name    string
+			attach  func(int) (bool, error)
+			at      ebpf.AttachType
+			program *ebpf.Program
+		}{
+			{"egress", next.AttachEgress, ebpf.AttachTCXEgress, next.egress},
+			{"steer", next.AttachSteer, ebpf.AttachTCXIngress, next.steer},
+		} {
+			if adopted, err := tc.attach(r.direct); err != nil || !adopted {
+				t.Errorf("%s: adopted %t, %v", tc.name, adopted, err)
+			}
+			q, err := link.QueryPrograms(link.QueryOptions{Target: r.direct, Attach: tc.at})
+			if err != nil || len(q.Programs) != 1 || q.Programs[0].ID != id(t, tc.program) {
+				t.Errorf("%s: on the device: %+v, %v", tc.name, q, err)
+			}
 		}
 	})
 	now := linkIDs(t, dir)

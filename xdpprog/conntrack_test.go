@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +67,7 @@ func TestKernelUDP(t *testing.T) {
 				if got, want := r.ingress(t, frame, r.direct, 0), (outcome{verdict, directSlot, want}); got != want {
 					t.Errorf("%s: got %v, want %v", name, got, want)
 				}
+				r.steered(t, frame, outcome{verdict, directSlot, want})
 				if verdict == "pass" {
 					verdict = "drop"
 				}
@@ -110,11 +112,13 @@ func TestKernelUDP(t *testing.T) {
 // one that has to ask says so.
 func TestKernelWithoutConntrackCalls(t *testing.T) {
 	netlab.RequireRoot(t)
-	object := _XdpBytes
-	defer func() { _XdpBytes = object }()
+	defer func(xdp, steer []byte) { _XdpBytes, _SteerBytes = xdp, steer }(_XdpBytes, _SteerBytes)
 	// No kernel has calls of these names.
-	_XdpBytes = bytes.ReplaceAll(object, []byte("bpf_xdp_ct_lookup"), []byte("bpf_xdp_xx_lookup"))
-	_XdpBytes = bytes.ReplaceAll(_XdpBytes, []byte("bpf_ct_release"), []byte("bpf_xx_release"))
+	for _, object := range []*[]byte{&_XdpBytes, &_SteerBytes} {
+		for _, call := range []string{"bpf_xdp_ct_lookup", "bpf_skb_ct_lookup", "bpf_ct_release"} {
+			*object = bytes.ReplaceAll(*object, []byte(call), []byte(strings.Replace(call, "ct", "xx", 1)))
+		}
+	}
 
 	r := newRig(t, func(s *Spec) { s.Conntrack = ConntrackAuto })
 	if r.Conntrack() == nil {

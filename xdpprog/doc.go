@@ -3,9 +3,10 @@
 //
 // The classifier decides for each frame on a port whether it is the daemon's.
 // It hands such a frame to the AF_XDP socket of its port and queue; all else is
-// the kernel's, unchanged. There are two programs for one set of maps:
+// the kernel's, unchanged. There are three programs for one set of maps:
 //
-//	sluice_xdp     XDP on the ingress of direct ports
+//	sluice_xdp     XDP on the ingress of direct ports and of the return port
+//	sluice_steer   tcx on the ingress of steered ports
 //	sluice_egress  tcx on the egress of every port but the return port
 //
 // A [Spec] says what to load; [Load] makes or adopts the maps and loads the

@@ -276,24 +276,26 @@ func TestEgressPullsHeaders(t *testing.T) {
 	}
 }
 
-func TestAttachEgressRefusals(t *testing.T) {
+func TestAttachTCXRefusals(t *testing.T) {
 	r := newRig(t, nil)
-	if err := r.ns.Do(func() error {
-		if _, err := r.AttachEgress(r.outer); err == nil || !strings.Contains(err.Error(), "outer end") {
-			t.Errorf("outer end: %v", err)
+	for name, attach := range map[string]func(*Objects, int) (bool, error){"egress": (*Objects).AttachEgress, "steer": (*Objects).AttachSteer} {
+		if err := r.ns.Do(func() error {
+			if _, err := attach(r.Objects, r.outer); err == nil || !strings.Contains(err.Error(), "outer end takes no "+name) {
+				t.Errorf("outer end: %v", err)
+			}
+			if _, err := attach(r.Objects, 1<<20); err == nil {
+				t.Error("attached to a device that does not exist")
+			}
+			if _, err := attach(r.Objects, r.direct); err != nil {
+				t.Error(err)
+			}
+			if _, err := attach(r.Objects, r.direct); err == nil {
+				t.Error("attached twice")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
-		if _, err := r.AttachEgress(1 << 20); err == nil {
-			t.Error("attached to a device that does not exist")
-		}
-		if _, err := r.AttachEgress(r.direct); err != nil {
-			t.Error(err)
-		}
-		if _, err := r.AttachEgress(r.direct); err == nil {
-			t.Error("attached twice")
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
 	}
 	r.load(t, func(s *Spec) { s.OuterIfindex = 0 })
 	if _, err := r.AttachEgress(r.direct); err == nil || !strings.Contains(err.Error(), "without a return port") {

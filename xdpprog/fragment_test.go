@@ -150,12 +150,13 @@ func ours(reason Reason, slot int, else_ string) outcome {
 	return outcome{else_, slot, reason}
 }
 
-// everywhere runs a frame on both ingress ports.
+// everywhere runs a frame on the ingress of a direct, a steered and the return port.
 func (r *rig) everywhere(t *testing.T, frame []byte, want Reason) {
 	t.Helper()
 	if got, want := r.ingress(t, frame, r.direct, 0), ours(want, directSlot, "pass"); got != want {
 		t.Errorf("got %v, want %v: % x", got, want, frame)
 	}
+	r.steered(t, frame, ours(want, directSlot, "pass"))
 	if got, want := r.ingress(t, frame, r.inner, 0), ours(want, returnSlot, "drop"); got != want {
 		t.Errorf("return port: got %v, want %v: % x", got, want, frame)
 	}

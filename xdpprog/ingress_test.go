@@ -137,6 +137,7 @@ func TestParser(t *testing.T) {
 			if got := r.ingress(t, frame, r.direct, 0); got != want {
 				t.Errorf("got %v, want %v: % x", got, want, frame)
 			}
+			r.steered(t, frame, want)
 			// What passes elsewhere would loop through the return port.
 			want.Slot = returnSlot
 			if want.Verdict == "pass" {
@@ -258,6 +259,7 @@ func TestModes(t *testing.T) {
 				if got := r.ingress(t, tt.frame(t), r.direct, 0); got != want {
 					t.Errorf("%v: got %v, want %v", mode, got, want)
 				}
+				r.steered(t, tt.frame(t), want)
 				want.Slot = returnSlot
 				if want.Verdict == "pass" {
 					want.Verdict = "drop"
@@ -394,6 +396,7 @@ func TestLiveness(t *testing.T) {
 				if got := r.ingress(t, frame, r.direct, 0); got != want {
 					t.Errorf("%s: got %v, want %v", f.name, got, want)
 				}
+				r.steered(t, frame, want)
 				want = outcome{verdict(f.reason, "drop"), returnSlot, f.reason}
 				if got := r.ingress(t, frame, r.inner, 0); got != want {
 					t.Errorf("%s, return port: got %v, want %v", f.name, got, want)

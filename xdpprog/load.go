@@ -31,6 +31,7 @@ type Objects struct {
 	conntrack error // why connection tracking is not asked, nil if it is
 
 	xdp    *ebpf.Program
+	steer  *ebpf.Program
 	egress *ebpf.Program
 	maps   xdpMaps
 	memory struct {
@@ -60,6 +61,10 @@ func Load(spec Spec) (_ *Objects, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("classifier: %w", err)
 	}
+	steer, err := loadSteer()
+	if err != nil {
+		return nil, fmt.Errorf("classifier: %w", err)
+	}
 	egress, err := loadEgress()
 	if err != nil {
 		return nil, fmt.Errorf("classifier: %w", err)
@@ -77,7 +82,7 @@ func Load(spec Spec) (_ *Objects, err error) {
 	if err := o.openMaps(xdp); err != nil {
 		return nil, err
 	}
-	if err := o.loadPrograms(xdp, egress); err != nil {
+	if err := o.loadPrograms(xdp, steer, egress); err != nil {
 		return nil, err
 	}
 	return o, nil
@@ -198,7 +203,7 @@ func (o *Objects) makeMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	return m, nil
 }
 
-func (o *Objects) loadPrograms(xdp, egress *ebpf.CollectionSpec) error {
+func (o *Objects) loadPrograms(xdp, steer, egress *ebpf.CollectionSpec) error {
 	ours := map[string]*ebpf.Map{
 		xdpMapFlowIndex:     o.maps.FlowIndex,
 		xdpMapFlowRecords:   o.maps.FlowRecords,
@@ -209,9 +214,11 @@ func (o *Objects) loadPrograms(xdp, egress *ebpf.CollectionSpec) error {
 		xdpMapBeats:         o.maps.Beats,
 		xdpMapCounters:      o.maps.Counters,
 	}
-	for name, m := range egress.Maps {
-		if ours[name] != nil {
-			m.MaxEntries = ours[name].MaxEntries()
+	for _, spec := range []*ebpf.CollectionSpec{steer, egress} {
+		for name, m := range spec.Maps {
+			if ours[name] != nil {
+				m.MaxEntries = ours[name].MaxEntries()
+			}
 		}
 	}
 	options := ebpf.CollectionOptions{MapReplacements: ours, Cache: btf.NewCache()}
@@ -235,6 +242,16 @@ func (o *Objects) loadPrograms(xdp, egress *ebpf.CollectionSpec) error {
 			return fmt.Errorf("loading the XDP classifier: %w", err)
 		}
 		o.xdp = programs.SluiceXdp
+		spec = steer.Copy()
+		if err := o.setConstants(spec, conntrack); err != nil {
+			return err
+		}
+		var steerPrograms steerPrograms
+		if err := spec.LoadAndAssign(&steerPrograms, &options); err != nil {
+			o.xdp.Close()
+			return fmt.Errorf("loading the steering classifier: %w", err)
+		}
+		o.steer = steerPrograms.SluiceSteer
 		return nil
 	}
 	if o.spec.Mode != ModeFront || o.spec.Conntrack == ConntrackOff {
@@ -306,7 +323,7 @@ func (o *Objects) Close() error {
 		}
 	}
 	// Closing a nil or a closed program or map does nothing.
-	errs = append(errs, o.xdp.Close(), o.egress.Close(), o.maps.Close())
+	errs = append(errs, o.xdp.Close(), o.steer.Close(), o.egress.Close(), o.maps.Close())
 	return errors.Join(errs...)
 }
 

@@ -23,20 +23,20 @@ import (
 func TestVerifierBudget(t *testing.T) {
 	netlab.RequireRoot(t)
 	for _, tt := range []struct {
-		name        string
-		spec        Spec
-		xdp, egress uint32
+		name               string
+		spec               Spec
+		xdp, steer, egress uint32
 	}{
-		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 7500, 7000},
-		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 7500, 7000},
-		{"alone", Spec{Mode: ModeAlone}, 7500, 7000},
-		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 7500, 7000},
-		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 17000, 16500},
-		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 10000, 9500},
-		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 19000},
-		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 19000},
-		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 19000},
-		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 19000},
+		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 7500, 7500, 7000},
+		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 7500, 7500, 7000},
+		{"alone", Spec{Mode: ModeAlone}, 7500, 7500, 7000},
+		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 7500, 7500, 7000},
+		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 17000, 17000, 16500},
+		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 10000, 10000, 9500},
+		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 20000, 19000},
+		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 19000},
+		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 19000},
+		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 19000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.spec.FlowBuckets, tt.spec.FlowRecords, tt.spec.OuterIfindex = 2, 2, 1
@@ -48,7 +48,7 @@ func TestVerifierBudget(t *testing.T) {
 			for _, p := range []struct {
 				*ebpf.Program
 				budget uint32
-			}{{o.xdp, tt.xdp}, {o.egress, tt.egress}} {
+			}{{o.xdp, tt.xdp}, {o.steer, tt.steer}, {o.egress, tt.egress}} {
 				info, err := p.Info()
 				if err != nil {
 					t.Fatal(err)

@@ -17,6 +17,16 @@ type PortFlags uint32
 // dropped there, since it would be routed back to where it came from.
 const ReturnPort PortFlags = 1 << 0
 
+// MarkedSlot reads the source address of a frame that the return port received: one of
+// the tc programs' gives the slot that it came in by, the return port's own if the node
+// itself has sent it. Nothing else on that device has such an address.
+func MarkedSlot(source [6]byte) (slot int, ok bool) {
+	if source[0] != 0x02 || source[1] != 's' || source[2] != 'l' || source[3] != 'o' {
+		return 0, false
+	}
+	return int(source[4])<<8 | int(source[5]), true
+}
+
 // Port is an entry of the port map, struct port in bpf/classifier.h.
 type Port struct {
 	Slot  uint32

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,7 @@ import (
 //
 //	maps/<map>               every map by its name
 //	links/<ifindex>-xdp      the attachment of sluice_xdp to a device
+//	links/<ifindex>-steer    the attachment of sluice_steer to a device
 //	links/<ifindex>-egress   the attachment of sluice_egress to a device
 //
 // Links go by ifindex, since a device may be renamed, and since a name may have a
@@ -157,8 +159,11 @@ type hook string
 
 const (
 	hookXDP    hook = "xdp"
+	hookSteer  hook = "steer"
 	hookEgress hook = "egress"
 )
+
+var hooks = []hook{hookXDP, hookSteer, hookEgress}
 
 // hookOf names an attachment point, and its pin.
 type hookOf struct {
@@ -171,7 +176,7 @@ func (h hookOf) String() string { return fmt.Sprintf("%d-%s", h.ifindex, h.hook)
 func parseHookOf(pin string) (hookOf, bool) {
 	number, h, _ := strings.Cut(pin, "-")
 	ifindex, err := strconv.Atoi(number)
-	return hookOf{ifindex, hook(h)}, err == nil && (hook(h) == hookXDP || hook(h) == hookEgress)
+	return hookOf{ifindex, hook(h)}, err == nil && slices.Contains(hooks, hook(h))
 }
 
 func (o *Objects) pinOf(at hookOf) string { return filepath.Join(o.linksDir(), at.String()) }

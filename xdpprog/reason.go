@@ -17,12 +17,14 @@ const (
 	ReasonFragmentReply                  // a fragment from a backend, or of a flow
 	ReasonICMPErrorForward               // an error about a flow's reply: it goes to the backend
 	ReasonICMPErrorReply                 // an error about a flow's forward frame: it goes to the client
+	ReasonSteered                        // on the return port: another program of ours has found it ours
 
 	// The frame would be ours, but the daemon is away.
 
 	ReasonHeld      // in the flow table: dropped, its sender waits for the restart
 	ReasonDeadKnown // in the flow table, the daemon away for longer than we hold
 	ReasonDeadNew   // not in the flow table, or a fragment or error: these are never held
+	ReasonNoMemory  // the daemon is there, but the kernel had no memory to send it the frame: dropped
 
 	// The frame is the kernel's. On the return port's inner end it is dropped.
 
@@ -57,9 +59,11 @@ var reasonNames = [NumReasons]string{
 	ReasonFragmentReply:    "fragment_reply",
 	ReasonICMPErrorForward: "icmp_error_forward",
 	ReasonICMPErrorReply:   "icmp_error_reply",
+	ReasonSteered:          "steered",
 	ReasonHeld:             "held",
 	ReasonDeadKnown:        "dead_known",
 	ReasonDeadNew:          "dead_new",
+	ReasonNoMemory:         "no_memory",
 	ReasonNotOurs:          "not_ours",
 	ReasonKernelTCP:        "kernel_tcp",
 	ReasonKernelUDP:        "kernel_udp",

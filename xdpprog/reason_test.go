@@ -14,7 +14,7 @@ import (
 func specs(t testing.TB) map[string]*ebpf.CollectionSpec {
 	t.Helper()
 	specs := make(map[string]*ebpf.CollectionSpec)
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"xdp": loadXdp, "egress": loadEgress} {
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){"xdp": loadXdp, "steer": loadSteer, "egress": loadEgress} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)
@@ -82,18 +82,20 @@ func TestLayoutsAreThoseOfTheClassifier(t *testing.T) {
 
 func TestMapsAndConstantsAreShared(t *testing.T) {
 	specs := specs(t)
-	xdp, egress := specs["xdp"], specs["egress"]
-	for name, m := range xdp.Maps {
-		if strings.HasPrefix(name, ".") {
-			continue
+	xdp := specs["xdp"]
+	for _, object := range []string{"steer", "egress"} {
+		for name, m := range xdp.Maps {
+			if strings.HasPrefix(name, ".") {
+				continue
+			}
+			if other := specs[object].Maps[name]; other == nil || other.String() != m.String() {
+				t.Errorf("map %s: %v in xdp, %v in %s", name, m, other, object)
+			}
 		}
-		if other := egress.Maps[name]; other == nil || other.String() != m.String() {
-			t.Errorf("map %s: %v in one object, %v in the other", name, m, other)
-		}
-	}
-	for name := range xdp.Variables {
-		if egress.Variables[name] == nil {
-			t.Errorf("constant %s is in one object only", name)
+		for name := range xdp.Variables {
+			if specs[object].Variables[name] == nil {
+				t.Errorf("constant %s is not in %s", name, object)
+			}
 		}
 	}
 }

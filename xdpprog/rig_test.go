@@ -329,13 +329,48 @@ func (r *rig) egressOf(t testing.TB, frame []byte, ifindex int) outcome {
 func (r *rig) egressFrom(t testing.TB, frame []byte, ifindex, ingress int) outcome {
 	t.Helper()
 	before := r.counters(t)
-	verdict, out := r.run(t, r.egress, frame, &skbContext{Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)})
+	got := r.tcx(t, r.egress, frame, &skbContext{Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)}, returnSlot)
+	got.Slot, got.Reason = counted(t, before, r.counters(t), func(p *PortCounters) *Counters { return &p.Egress })
+	return got
+}
+
+// steer runs the steering program on a frame that a device received.
+func (r *rig) steer(t testing.TB, frame []byte, ifindex int) outcome {
+	t.Helper()
+	before := r.counters(t)
+	got := r.tcx(t, r.Objects.steer, frame, &skbContext{Ifindex: uint32(ifindex), IngressIfindex: uint32(ifindex)}, directSlot)
+	got.Slot, got.Reason = counted(t, before, r.counters(t), func(p *PortCounters) *Counters { return &p.Ingress })
+	return got
+}
+
+// steered expects the steering program to do with a frame what the XDP program does
+// on a direct port, while the return port is as alive as that.
+func (r *rig) steered(t testing.TB, frame []byte, direct outcome) {
+	t.Helper()
+	if direct.Verdict == "pass" {
+		direct.Verdict = "next"
+	}
+	if got := r.steer(t, frame, r.direct); got != direct {
+		t.Errorf("steered: got %v, want %v: % x", got, direct, frame)
+	}
+}
+
+// tcx runs a tc program. What goes to the return port is marked with a slot; all else
+// is left as it is.
+func (r *rig) tcx(t testing.TB, program *ebpf.Program, frame []byte, context *skbContext, slot int) outcome {
+	t.Helper()
+	verdict, out := r.run(t, program, frame, context)
+	names := map[int32]string{-1: "next", 0: "pass", 2: "drop", 7: "redirect"}
+	got := outcome{Verdict: names[int32(verdict)]}
+	if got.Verdict == "redirect" {
+		if marked, ok := MarkedSlot([6]byte(out[6:])); !ok || marked != slot {
+			t.Errorf("marked with % x, want slot %d", out[6:12], slot)
+		}
+		copy(out[6:12], frame[6:12])
+	}
 	if diff := cmp.Diff(frame, out); diff != "" {
 		t.Errorf("the classifier changed the frame:\n%s", diff)
 	}
-	names := map[int32]string{-1: "next", 0: "pass", 2: "drop", 7: "redirect"}
-	got := outcome{Verdict: names[int32(verdict)]}
-	got.Slot, got.Reason = counted(t, before, r.counters(t), func(p *PortCounters) *Counters { return &p.Egress })
 	return got
 }
 

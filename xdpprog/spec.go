@@ -80,7 +80,7 @@ type Spec struct {
 	// (by being dropped) for a restart before they pass. Negative: not at all.
 	HoldFor time.Duration
 	// OuterIfindex is the return port's outer end, ReturnSlot the slot of its
-	// inner end. Without the first no egress program can be attached.
+	// inner end. Without the first no tc program can be attached.
 	OuterIfindex int
 	ReturnSlot   int
 	Conntrack    Conntrack
@@ -118,6 +118,8 @@ func (s *Spec) validate() error {
 		return fmt.Errorf("unknown mode %d", s.Mode)
 	case s.Conntrack > ConntrackRequired:
 		return fmt.Errorf("unknown conntrack setting %d", s.Conntrack)
+	case s.Slots > 1<<16:
+		return fmt.Errorf("%d slots: a frame's mark has room for %d", s.Slots, 1<<16)
 	case s.Slots < 1 || s.Queues < 1 || s.Slots > limit || s.Queues > limit || s.Slots*s.Queues > limit:
 		return fmt.Errorf("%d slots of %d queues: each must be positive, and the product at most %d", s.Slots, s.Queues, limit)
 	case s.FlowBuckets < 2 || s.FlowBuckets&(s.FlowBuckets-1) != 0 || s.FlowBuckets > math.MaxInt32:

@@ -30,9 +30,12 @@ enum reason {
 	REASON_ICMP_ERROR_FORWARD, /* about a reply: it goes to the backend */
 	REASON_ICMP_ERROR_REPLY,   /* about a forward frame: it goes to the client */
 
+	REASON_STEERED, /* on the return port: another program of ours has found it ours */
+
 	REASON_HELD,	   /* in the flow table, daemon away for a moment: dropped */
 	REASON_DEAD_KNOWN, /* in the flow table, daemon away for longer than we hold */
 	REASON_DEAD_NEW,   /* another frame of the first group, daemon away */
+	REASON_NO_MEMORY,  /* the kernel had none to write its source address with: dropped */
 
 	REASON_NOT_OURS,    /* neither to an address we serve nor in the flow table */
 	REASON_KERNEL_TCP,  /* to an address we serve, but of a connection that we did not begin */
@@ -86,6 +89,21 @@ struct port {
 	__u32 slot;
 	__u32 flags;
 };
+
+/*
+ * What the tc programs send to the return port has a source address that says so, locally
+ * administered: "slo" and the slot by which it came in, big endian. The daemon reads it back.
+ */
+#define MARK_0 0x02
+#define MARK_1 's'
+#define MARK_2 'l'
+#define MARK_3 'o'
+
+static __always_inline bool is_mark(const __u8 source[ETH_ALEN])
+{
+	return source[0] == MARK_0 && source[1] == MARK_1 && source[2] == MARK_2 &&
+	       source[3] == MARK_3;
+}
 
 /* Index of the flow table: eight cells, each tag << 33 | direction << 32 | record. */
 #define BUCKET_CELLS 8

@@ -13,40 +13,7 @@
  * All else goes on to the next program of the device.
  */
 #include "classifier.h"
-
-/* Functions of their own, so that the verifier sees them once although they are called twice. */
-__noinline int parse_fragment(struct __sk_buff *skb, struct tuple *t)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-
-	return t ? read_fragment(t, data, end) : REASON_FRAGMENT;
-}
-
-__noinline int parse_quote(struct __sk_buff *skb, struct tuple *t)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-
-	return t ? read_quote(t, data, end) : REASON_ICMP_ERROR;
-}
-
-__noinline int parse_skb(struct __sk_buff *skb, struct tuple *t)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	enum reason reason;
-
-	if (!t)
-		return REASON_TRUNCATED;
-	reason = parse(t, data, end, skb->len);
-	if (fragments && reason == REASON_FRAGMENT)
-		return parse_fragment(skb, t);
-	if (icmp_errors && reason == REASON_ICMP_ERROR)
-		return parse_quote(skb, t);
-	return reason;
-}
-
-/* Longest headers we read: Ethernet, two tags, IPv6, eight extension headers of usual size, and TCP
- * or an error with as much in its quote. */
-#define PULL 256
+#include "skb.h"
 
 /*
  * May the daemon have had this frame, and given it back? Then it came out of the return port's
@@ -64,16 +31,7 @@ static __always_inline enum reason judge(struct __sk_buff *skb)
 	struct tuple t = {};
 	enum reason reason;
 
-	if (skb->vlan_present)
-		return REASON_VLAN_OFFLOADED;
-	reason = parse_skb(skb, &t);
-	if (reason == REASON_TRUNCATED) {
-		/* Perhaps only the linear part ends there. Seldom: locally sent headers are linear.
-		 */
-		if (bpf_skb_pull_data(skb, skb->len < PULL ? skb->len : PULL))
-			return REASON_TRUNCATED;
-		reason = parse_skb(skb, &t);
-	}
+	reason = parse_skb_whole(skb, &t);
 	if (reason != UNDECIDED)
 		return reason;
 
@@ -101,10 +59,9 @@ static __always_inline enum reason judge(struct __sk_buff *skb)
 SEC("tcx/egress")
 int sluice_egress(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, index = return_slot * queues;
+	__u32 ifindex = skb->ifindex;
 	enum reason reason;
 	struct port *port;
-	__s64 age;
 	int verdict = TCX_NEXT;
 
 	port = bpf_map_lookup_elem(&ports, &ifindex);
@@ -113,21 +70,9 @@ int sluice_egress(struct __sk_buff *skb)
 		return TCX_NEXT;
 	}
 	reason = judge(skb);
-	if (reason >= REASON_HELD)
-		goto out;
-
-	age = age_of_beat(index);
-	if (fresh(age) && bpf_map_lookup_elem(&xsks, &index)) {
-		verdict = bpf_redirect(outer_ifindex, 0);
-	} else if (reason != REASON_REPLY) {
-		reason = REASON_DEAD_NEW;
-	} else if (holds(age)) {
-		reason = REASON_HELD;
-		verdict = TCX_DROP;
-	} else {
-		reason = REASON_DEAD_KNOWN;
-	}
-out:
+	/* The slot is the return port's: the frame is the node's own, whatever port it leaves by. */
+	if (reason < REASON_HELD)
+		verdict = to_daemon(skb, return_slot, &reason);
 	count(port->slot, HOOK_EGRESS, reason);
 	return verdict;
 }

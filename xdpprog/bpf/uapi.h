@@ -100,6 +100,8 @@ struct bpf_sock_tuple {
 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
+					  __u32 len, __u64 flags) = (void *)9;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
@@ -125,9 +127,11 @@ static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_SCTP 132
 
+#define ETH_ALEN 6
+
 struct ethhdr {
-	__u8 dest[6];
-	__u8 source[6];
+	__u8 dest[ETH_ALEN];
+	__u8 source[ETH_ALEN];
 	__u16 proto;
 } __attribute__((packed));
 
