@@ -14,7 +14,7 @@ type adjacency struct {
 	// port is the direct port that leads there, nil for the return port.
 	port     *port
 	dst, src [6]byte // next hop's and our own link-layer address
-	mtu      int     // bytes of IP packet that fit
+	mtu      int     // bytes of IP packet that fit, 0 is not known
 	path     path
 	ifindex  int // the kernel's device towards addr, 0 none
 	stale    bool
@@ -32,7 +32,7 @@ func (a *adjacency) exceeds(p *nat.Packet, in *port) bool {
 // tooSmall reports whether the packet is too long for the way that a is, and may not be
 // cut: its sender is to be told.
 func (a *adjacency) tooSmall(frame []byte, p *nat.Packet) bool {
-	return a.port != nil && int(p.End-p.L3) > a.mtu && p.MayNotBeCut(frame)
+	return a.mtu != 0 && int(p.End-p.L3) > a.mtu && p.MayNotBeCut(frame)
 }
 
 // path says where the kernel's route to an address leads, and so where

@@ -3,6 +3,8 @@ package dataplane
 import (
 	"fmt"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluice-net/sluice/flowtable"
@@ -42,42 +44,41 @@ func ParseMode(s string) (Mode, error) {
 	return 0, fmt.Errorf("mode %q is not one of front, alone", s)
 }
 
-// XDPMode is how the classifier is attached to a direct port.
-type XDPMode uint8
+// PortKind is how a device is served.
+type PortKind uint8
 
 const (
-	// XDPAuto is native, or a refusal that says why.
-	XDPAuto XDPMode = iota
-	// XDPNative runs the classifier in the driver.
-	XDPNative
-	// XDPGeneric runs it on the skb, for devices whose driver has no XDP.
-	XDPGeneric
+	// KindAuto is native for a device with hardware of its own, and steered
+	// for what the kernel makes: veth, bridge, tunnel.
+	KindAuto PortKind = iota
+	// KindSteered runs the classifier as a tc program, which sends what it
+	// picks to the return port. The device keeps its offloads.
+	KindSteered
+	// KindNative runs it as XDP in the driver, with a socket for each queue.
+	KindNative
+	// KindGeneric runs it as XDP on the skb, likewise, for a driver without XDP.
+	KindGeneric
 )
 
-// String gives the mode's word in configuration.
-func (m XDPMode) String() string {
-	switch m {
-	case XDPAuto:
-		return "auto"
-	case XDPNative:
-		return "native"
-	case XDPGeneric:
-		return "generic"
+var kindWords = []string{"auto", "steered", "native", "generic"}
+
+// String gives the kind's word in configuration.
+func (k PortKind) String() string {
+	if int(k) < len(kindWords) {
+		return kindWords[k]
 	}
-	return fmt.Sprintf("XDPMode(%d)", uint8(m))
+	return fmt.Sprintf("PortKind(%d)", uint8(k))
 }
 
-// ParseXDPMode reads an XDP mode's word; the empty string is auto.
-func ParseXDPMode(s string) (XDPMode, error) {
-	switch s {
-	case "", "auto":
-		return XDPAuto, nil
-	case "native":
-		return XDPNative, nil
-	case "generic":
-		return XDPGeneric, nil
+// ParsePortKind reads a kind's word; the empty string is auto.
+func ParsePortKind(s string) (PortKind, error) {
+	if s == "" {
+		return KindAuto, nil
 	}
-	return 0, fmt.Errorf("xdpMode %q is not one of auto, native, generic", s)
+	if i := slices.Index(kindWords, s); i >= 0 {
+		return PortKind(i), nil
+	}
+	return 0, fmt.Errorf("kind %q is not one of %s", s, strings.Join(kindWords, ", "))
 }
 
 // OnExit says what Close leaves behind.
@@ -110,10 +111,10 @@ func ParseOnExit(s string) (OnExit, error) {
 	return 0, fmt.Errorf("onExit %q is not one of remove, keep", s)
 }
 
-// PortConfig names a device to be served as a direct port.
+// PortConfig names a device to be served, and how.
 type PortConfig struct {
-	Name    string
-	XDPMode XDPMode
+	Name string
+	Kind PortKind
 }
 
 // Config is what Open needs. The zero value of every field but Ports has a

@@ -40,8 +40,7 @@ type Dataplane struct {
 	table      *flowtable.Table
 	umem       *xsk.Umem
 	beats      []atomic.Uint64 // the classifier's, by slot x queues + queue
-	ports      []*port         // the return port first
-	bySlot     [maxPorts]*port
+	ports      atomic.Pointer[portSet]
 	returnPort *port
 	egress     *egress
 	workers    []*worker
@@ -163,7 +162,7 @@ func (d *Dataplane) release() {
 			d.log.Warn("detaching", "err", err)
 		}
 	}
-	for _, p := range d.ports {
+	for _, p := range d.ports.Load().all {
 		for _, q := range p.queues {
 			if err := d.prog.DeleteSocket(q.index); err != nil {
 				d.log.Warn("taking a socket from the classifier", "interface", p.name, "queue", q.number, "err", err)

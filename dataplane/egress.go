@@ -21,7 +21,7 @@ type egress struct {
 	log   *slog.Logger
 	nl    *netlink.Handle
 	ns    netns.NsHandle
-	ports map[int]*port // direct ports by ifindex, fixed at Open
+	ports *atomic.Pointer[portSet]
 	fib   atomic.Pointer[fib]
 	adj   *adjacencies
 
@@ -41,7 +41,7 @@ const staleProbe = 15 * time.Second
 // newEgress subscribes to the kernel's changes and then reads all there is, so
 // that nothing falls between. To be called on a thread in the node's network
 // namespace.
-func newEgress(nl *netlink.Handle, ports map[int]*port, log *slog.Logger) (*egress, error) {
+func newEgress(nl *netlink.Handle, ports *atomic.Pointer[portSet], log *slog.Logger) (*egress, error) {
 	ns, err := netns.Get()
 	if err != nil {
 		return nil, fmt.Errorf("network namespace of this thread: %w", err)
@@ -170,7 +170,7 @@ func (e *egress) reload() error {
 	}
 	f := newFIB(links, local, mainTable, neighs)
 	e.fib.Store(f)
-	for i, p := range e.ports {
+	for i, p := range e.ports.Load().byIndex {
 		p.hw.Store(f.devices[i].station())
 	}
 	e.adj.refresh(e.resolve)
@@ -224,7 +224,7 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 		a.path = pathUnserved
 		return a
 	}
-	p := e.ports[r.ifindex]
+	p := e.ports.Load().byIndex[r.ifindex]
 	if p == nil {
 		a.path = pathUnserved
 		if m := e.bridgedPort(f, r.ifindex, addr); m != nil {
@@ -234,6 +234,14 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 	}
 	a.path = pathServed
 	d := f.devices[r.ifindex]
+	mtu := d.mtu
+	if r.mtu > 0 && r.mtu < mtu {
+		mtu = r.mtu
+	}
+	if p.steered {
+		a.mtu = mtu
+		return a // the kernel's way keeps what the device can do
+	}
 	hop := r.gateway
 	if hop == ([16]byte{}) {
 		hop = addr
@@ -242,17 +250,14 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 	if !ok || !d.up {
 		return a // known way, unknown next hop: the kernel asks for it
 	}
-	a.port, a.dst, a.src, a.mtu, a.stale = p, n.mac, d.mac, d.mtu, n.stale
-	if r.mtu > 0 && r.mtu < a.mtu {
-		a.mtu = r.mtu
-	}
+	a.port, a.dst, a.src, a.mtu, a.stale = p, n.mac, d.mac, mtu, n.stale
 	return a
 }
 
 // bridgedPort is a served port enslaved to the bridge that leads to addr, nil
 // if there is none. What goes there leaves by the return port, over the bridge.
 func (e *egress) bridgedPort(f *fib, bridge int, addr [16]byte) *port {
-	for i, p := range e.ports {
+	for i, p := range e.ports.Load().byIndex {
 		if f.devices[i].master == bridge {
 			return p
 		}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -73,10 +74,8 @@ func TestMaskAddr(t *testing.T) {
 }
 
 func testEgress(f *fib, ports ...*port) *egress {
-	e := &egress{ports: map[int]*port{}, adj: newAdjacencies(8)}
-	for _, p := range ports {
-		e.ports[p.ifindex] = p
-	}
+	e := &egress{ports: &atomic.Pointer[portSet]{}, adj: newAdjacencies(8)}
+	e.ports.Store(newPortSet(ports))
 	e.fib.Store(f)
 	return e
 }

@@ -68,7 +68,7 @@ func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
 // behind bridges and VLANs, are the routes asked.
 func (w *worker) fromWhere(i int, ref flowtable.Ref) bool {
 	a := w.d.egress.adj.at(w.d.table.Adjacency(ref.Record, ref.Direction^1))
-	in := w.in.port
+	in := w.b.in[i]
 	if a != nil && (a.ifindex == in.ifindex || a.path == pathLocal && in.returns) && a.addr == w.b.packets[i].Src {
 		return true
 	}
@@ -227,20 +227,20 @@ func (w *worker) randomPort(like uint16) uint16 {
 
 // believes is the source check of frame i on the port that it came in by.
 func (w *worker) believes(i int) bool {
-	return w.d.egress.believes(w.b.packets[i].Src, w.in.port, vlanTags(w.b.frames[i], &w.b.packets[i]))
+	return w.d.egress.believes(w.b.packets[i].Src, w.b.in[i], vlanTags(w.b.frames[i], &w.b.packets[i]))
 }
 
 // translate rewrites frame i as its flow has it and sends it on.
 func (w *worker) translate(i int, ref flowtable.Ref) {
 	b, t := &w.b, w.d.table
 	p, frame := &b.packets[i], b.frames[i]
-	if p.Router && ref.Direction == flowtable.Reply && !w.in.port.returns {
+	if p.Router && ref.Direction == flowtable.Reply && !w.b.in[i].returns {
 		w.routeFirst(i)
 		return
 	}
 	t.Target(ref, &w.target)
 	a := w.adjacent(ref)
-	if a.exceeds(p, w.in.port) {
+	if a.exceeds(p, w.b.in[i]) {
 		w.reject(i, TTLExceeded)
 		return
 	}
@@ -248,7 +248,7 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 		w.rejectTooBig(i, a, ref.Direction)
 		return
 	}
-	if w.in.port.partial {
+	if b.in[i].partial {
 		p.DetectPartial(frame)
 	}
 	p.Rewrite(frame, (*nat.Endpoints)(&w.target))
@@ -257,7 +257,7 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 	if ref.Direction == flowtable.Reply {
 		reason = ReplyDirect
 	}
-	w.forward(&b.descs[i], frame, p, w.in.port, a, reason)
+	w.forward(&b.descs[i], frame, p, w.b.in[i], a, reason)
 }
 
 // routeFirst gives frame i, a reply with something for a router in it, to the node's
@@ -267,7 +267,7 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 func (w *worker) routeFirst(i int) {
 	b, ret := &w.b, w.d.returnPort
 	p := &b.packets[i]
-	if w.in.port.partial {
+	if w.b.in[i].partial {
 		p.DetectPartial(b.frames[i])
 		if p.Proto == protoSCTP {
 			p.Complete(b.frames[i])
@@ -314,11 +314,11 @@ func (w *worker) giveBack(i int, reason Reason) {
 	b := &w.b
 	// What comes out of the return port is past the check that the kernel makes
 	// of sources where frames come in, so it is made here.
-	if src, tags, ok := sourceOf(b.frames[i]); ok && w.in.port != w.d.returnPort && !w.d.egress.believes(src, w.in.port, tags) {
+	if src, tags, ok := sourceOf(b.frames[i]); ok && b.in[i] != w.d.returnPort && !w.d.egress.believes(src, b.in[i], tags) {
 		w.drop(i, SpoofedSource)
 		return
 	}
-	w.handBack(&b.descs[i], b.frames[i], &b.packets[i], b.parsed[i], w.in.port, reason)
+	w.handBack(&b.descs[i], b.frames[i], &b.packets[i], b.parsed[i], b.in[i], reason)
 }
 
 // handBack is giveBack for a frame that came in by port in. Of what came from the
@@ -389,7 +389,7 @@ func (w *worker) answer(i int, reason Reason, from [16]byte, mtu uint16) {
 		w.drop(i, NoFrame)
 		return
 	}
-	if w.in.port.partial {
+	if b.in[i].partial {
 		p.DetectPartial(b.frames[i])
 	}
 	addr = w.d.umem.Payload(addr)

@@ -135,7 +135,7 @@ func (w *worker) fragment(i int) {
 		w.giveBack(i, unparsed(r))
 		return
 	}
-	if !w.in.port.returns && !w.believes(i) {
+	if !w.b.in[i].returns && !w.believes(i) {
 		w.drop(i, SpoofedSource)
 		return
 	}
@@ -162,7 +162,7 @@ func (w *worker) fragment(i int) {
 		}
 		return
 	default:
-		w.sharePiece(d, &b.descs[i], b.frames[i], p, &piece, w.in.port)
+		w.sharePiece(d, &b.descs[i], b.frames[i], p, &piece, w.b.in[i])
 	}
 	if d.total != 0 && d.sum == d.total {
 		w.forget(n)
@@ -222,7 +222,7 @@ func (w *worker) firstPiece(i int, d *datagram, piece *nat.Piece) {
 		d.reason = ReplyDirect
 	}
 	t.Touch(ref.Record, ref.Direction, w.tick, p.TCPFlags)
-	w.sharePiece(d, &b.descs[i], frame, p, piece, w.in.port)
+	w.sharePiece(d, &b.descs[i], frame, p, piece, w.b.in[i])
 }
 
 // sharePiece ends a piece as its datagram's fate has it.
@@ -259,7 +259,7 @@ func (w *worker) letWait(i int, d *datagram, piece *nat.Piece) bool {
 	n := f.freePiece
 	h := &f.pool[n]
 	f.freePiece = h.next
-	*h = waiting{desc: b.descs[i], packet: b.packets[i], piece: *piece, in: w.in.port, next: d.waiting}
+	*h = waiting{desc: b.descs[i], packet: b.packets[i], piece: *piece, in: w.b.in[i], next: d.waiting}
 	d.waiting = n
 	return true
 }

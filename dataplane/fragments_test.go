@@ -117,10 +117,10 @@ func (r *rig) run(frames [][]byte) (out [][]byte) {
 
 // collect copies what is in the backend's outbox and gives all sent frames back.
 func (r *rig) collect() (out [][]byte) {
-	for _, slot := range r.touched {
-		o := &r.out[slot]
+	for _, p := range r.touched {
+		o := &p.out[r.id]
 		for _, d := range o.descs[:o.n] {
-			if slot == r.backend.slot {
+			if p == r.backend {
 				out = append(out, bytes.Clone(r.d.umem.Frame(d.Addr, d.Len)))
 			}
 			r.cache.Put(d.Addr)
@@ -274,8 +274,8 @@ func TestFragmentsAllocateNothing(t *testing.T) {
 			copy(r.d.umem.Frame(addr, uint32(len(f))), f)
 		}
 		r.process()
-		for _, slot := range r.touched {
-			for _, d := range r.out[slot].descs[:r.out[slot].n] {
+		for _, p := range r.touched {
+			for _, d := range p.out[r.id].descs[:p.out[r.id].n] {
 				r.cache.Put(d.Addr)
 			}
 		}

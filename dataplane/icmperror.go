@@ -41,7 +41,7 @@ func (w *worker) icmpError(i int) {
 	}
 	t.Target(ref, &w.target)
 	a := w.adjacent(ref)
-	if a.exceeds(p, w.in.port) {
+	if a.exceeds(p, w.b.in[i]) {
 		w.drop(i, RejectRefused) // an error is not answered by an error
 		return
 	}
@@ -51,5 +51,5 @@ func (w *worker) icmpError(i int) {
 		source = &to.Src // of a hairpin's other half too
 	}
 	p.RewriteError(frame, &q, source, &to.Dst, &nat.Endpoints{Src: to.Dst, Dst: to.Src, SrcPort: to.DstPort, DstPort: to.SrcPort})
-	w.forward(&b.descs[i], frame, p, w.in.port, a, ErrorDirect)
+	w.forward(&b.descs[i], frame, p, w.b.in[i], a, ErrorDirect)
 }

@@ -49,11 +49,30 @@ func newTestbed(t *testing.T, o netlab.ClusterOptions, change func(*Config)) *te
 
 // ports are the node's devices.
 func (b *testbed) devices() []PortConfig {
-	ports := []PortConfig{{Name: netlab.UplinkDevice}}
+	ports := []PortConfig{{Name: netlab.UplinkDevice, Kind: KindNative}}
 	for _, p := range append(append([]*netlab.Pod{}, b.Clients...), b.Backends...) {
-		ports = append(ports, PortConfig{Name: p.HostDevice})
+		ports = append(ports, PortConfig{Name: p.HostDevice, Kind: KindNative})
 	}
 	return ports
+}
+
+// eachKind runs a test with direct ports and with steered ones.
+func eachKind(t *testing.T, test func(*testing.T, PortKind)) {
+	for _, kind := range []PortKind{KindNative, KindSteered} {
+		t.Run(kind.String(), func(t *testing.T) { test(t, kind) })
+	}
+}
+
+// of makes every port one of this kind, and changes what else there is to change.
+func of(kind PortKind, changes ...func(*Config)) func(*Config) {
+	return func(c *Config) {
+		for i := range c.Ports {
+			c.Ports[i].Kind = kind
+		}
+		for _, change := range changes {
+			change(c)
+		}
+	}
 }
 
 // open opens and runs the dataplane.
@@ -219,8 +238,10 @@ func (b *testbed) settle() Stats {
 	return last
 }
 
-func TestClusterIPEndToEnd(t *testing.T) {
-	b := newTestbed(t, netlab.ClusterOptions{}, nil)
+func TestClusterIPEndToEnd(t *testing.T) { eachKind(t, testClusterIPEndToEnd) }
+
+func testClusterIPEndToEnd(t *testing.T, kind PortKind) {
+	b := newTestbed(t, netlab.ClusterOptions{}, of(kind))
 	servers, backends := b.echo(8080)
 	b.publish(testService{name: "echo", number: 1, port: 80, backends: backends})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -24,7 +24,7 @@ const etherLen = 14
 
 // serve runs a batch of q through all stages and reports whether there was one.
 func (w *worker) serve(q *queue) bool {
-	w.in = q
+	w.in, w.ports = q, w.d.ports.Load()
 	if !w.receive(q) {
 		return false
 	}
@@ -75,7 +75,7 @@ func (w *worker) parse() {
 	for i := range b.n {
 		d := &b.descs[i]
 		frame := w.d.umem.Frame(d.Addr, d.Len)
-		b.frames[i] = frame
+		b.frames[i], b.in[i] = frame, w.ports.cameBy(w.in.port, frame)
 		p := &b.packets[i]
 		if b.parsed[i] = p.Parse(frame); b.parsed[i] != nat.OK {
 			continue
@@ -99,7 +99,6 @@ func (w *worker) lookup() {
 func (w *worker) decide() {
 	b := &w.b
 	k := 0
-	hw := w.in.port.hw.Load()
 	for i := range b.n {
 		var ref flowtable.Ref
 		if b.parsed[i] == nat.OK {
@@ -109,7 +108,9 @@ func (w *worker) decide() {
 		switch {
 		case b.frames[i] == nil:
 			w.end(BadDescriptor)
-		case hw != 0 && len(b.frames[i]) >= etherLen && stationOf(b.frames[i]) != hw:
+		case b.in[i] == nil:
+			w.drop(i, PortGone)
+		case !b.in[i].takes(b.frames[i]):
 			w.drop(i, OtherHost)
 		case b.parsed[i] == nat.Fragment:
 			w.fragment(i)
@@ -157,10 +158,10 @@ func (w *worker) send(d *xsk.Desc, frame []byte, p *nat.Packet, out *port, dst, 
 	copy(frame[0:6], dst[:])
 	copy(frame[6:12], src[:])
 	w.end(reason)
-	o := &w.out[out.slot]
+	o := &out.out[w.id]
 	switch o.n {
 	case 0:
-		w.touched = append(w.touched, out.slot)
+		w.touched = append(w.touched, out)
 	case len(o.descs):
 		w.transmit(out, o) // more than a batch: fragments that had waited
 	}
@@ -170,8 +171,8 @@ func (w *worker) send(d *xsk.Desc, frame []byte, p *nat.Packet, out *port, dst, 
 
 // flush sends every outbox: one lock, one submit and one kick for each port.
 func (w *worker) flush() {
-	for _, slot := range w.touched {
-		w.transmit(w.d.bySlot[slot], &w.out[slot])
+	for _, p := range w.touched {
+		w.transmit(p, &p.out[w.id])
 	}
 	w.touched = w.touched[:0]
 }
@@ -203,7 +204,10 @@ func (w *worker) transmit(p *port, o *outbox) {
 
 // reap takes sent frames back from every queue that this worker sends by.
 func (w *worker) reap() {
-	for _, p := range w.d.ports {
+	for _, p := range w.d.ports.Load().all {
+		if p.steered {
+			continue
+		}
 		q := p.queues[w.id%len(p.queues)]
 		q.tx.Lock()
 		q.sock.Complete(w.cache)

@@ -82,6 +82,10 @@ func newRig(tb testing.TB, flows int) *rig {
 	r.snapshot = snapshot
 	r.cache = umem.Pool().NewCache()
 	r.in = &queue{port: r.client}
+	r.ports = newPortSet([]*port{d.returnPort, r.client, r.backend})
+	for _, p := range r.ports.all {
+		p.out = make([]outbox, 1)
+	}
 	r.tick = flowtable.TickOf(clock.now())
 	tb.Cleanup(func() { r.cache.Close(); umem.Close() })
 	return r
@@ -127,7 +131,7 @@ func (r *rig) load(frames [][]byte) {
 
 // sent takes what the outboxes hold for a port.
 func (r *rig) sent(p *port) (frames [][]byte) {
-	o := &r.out[p.slot]
+	o := &p.out[r.id]
 	for _, d := range o.descs[:o.n] {
 		frames = append(frames, r.d.umem.Frame(d.Addr, d.Len))
 	}
@@ -136,8 +140,8 @@ func (r *rig) sent(p *port) (frames [][]byte) {
 
 // clear forgets the outboxes.
 func (r *rig) clear() {
-	for _, slot := range r.touched {
-		r.out[slot].n = 0
+	for _, p := range r.touched {
+		p.out[r.id].n = 0
 	}
 	r.touched = r.touched[:0]
 }

@@ -93,10 +93,12 @@ func malformed(t *testing.T, src, dst net.HardwareAddr, p *netlab.Pod) (vs []vec
 
 // TestMalformedFramesPass: they reach the kernel byte for byte, and the fast path
 // never sees one.
-func TestMalformedFramesPass(t *testing.T) {
+func TestMalformedFramesPass(t *testing.T) { eachKind(t, testMalformedFramesPass) }
+
+func testMalformedFramesPass(t *testing.T, kind PortKind) {
 	for _, mode := range []Mode{ModeFront, ModeAlone} {
 		t.Run(mode.String(), func(t *testing.T) {
-			b := newTestbed(t, netlab.ClusterOptions{}, func(c *Config) { c.Mode = mode })
+			b := newTestbed(t, netlab.ClusterOptions{}, of(kind, func(c *Config) { c.Mode = mode }))
 			_, backends := b.echo(8080)
 			b.publish(testService{name: "echo", number: 1, port: 80, backends: backends})
 			client := b.Clients[0]

@@ -31,6 +31,7 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 		return nil, err
 	}
 	d := &Dataplane{cfg: cfg, log: log, pressed: make(chan struct{}, 1)}
+	d.ports.Store(newPortSet(nil))
 	defer func() {
 		if err != nil {
 			d.cfg.OnExit = OnExitRemove
@@ -60,17 +61,13 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 	if err := d.openReturnPort(devices); err != nil {
 		return nil, err
 	}
-	if err := d.load(); err != nil {
+	if err := d.load(devices); err != nil {
 		return nil, err
 	}
 	if err := d.openSockets(); err != nil {
 		return nil, err
 	}
-	byIndex := map[int]*port{}
-	for _, p := range d.ports[1:] {
-		byIndex[p.ifindex] = p
-	}
-	if d.egress, err = newEgress(d.nl, byIndex, log); err != nil {
+	if d.egress, err = newEgress(d.nl, &d.ports, log); err != nil {
 		return nil, err
 	}
 	d.onClose(func() error { d.egress.close(); return nil })
@@ -99,24 +96,44 @@ func (d *Dataplane) inspect() ([]*port, error) {
 		if err != nil {
 			return nil, fmt.Errorf("interface %s: %w", c.Name, err)
 		}
-		p, err := inspectPort(eth, l)
+		p, err := inspectPort(eth, l, c.Kind)
 		if err != nil {
 			return nil, fmt.Errorf("interface %s: %w", c.Name, err)
 		}
-		p.asked = c.XDPMode
 		ports = append(ports, p)
 	}
 	return ports, nil
 }
 
-// inspectPort reads what a port needs to know of its device.
-func inspectPort(eth *ethtool.Ethtool, l netlink.Link) (*port, error) {
+// inspectPort reads what a port needs to know of its device, and decides of which kind
+// it is.
+func inspectPort(eth *ethtool.Ethtool, l netlink.Link, asked PortKind) (*port, error) {
 	at := l.Attrs()
 	if at.EncapType != "ether" || len(at.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("a device of type %s has no Ethernet header: it cannot be served", at.EncapType)
 	}
-	p := &port{name: at.Name, ifindex: at.Index, mtu: at.MTU}
+	p := &port{name: at.Name, ifindex: at.Index, mtu: at.MTU, asked: asked, granted: asked}
 	p.driver, _ = eth.DriverName(at.Name)
+	// The kernel names the kind of every device that it makes, and of no other
+	// (IFLA_INFO_KIND).
+	hardware := l.Type() == "device"
+	switch {
+	case asked == KindAuto && hardware:
+		p.granted = KindNative
+	case asked == KindAuto:
+		p.granted = KindSteered
+	case asked == KindGeneric && !hardware:
+		// Segments come merged from the other side's stack: TCP longer than a
+		// frame of the umem, datagrams (UDP_SEGMENT) without their boundaries.
+		return nil, fmt.Errorf("generic XDP on a device of kind %s would lose what comes merged from the other side: ask for steered", l.Type())
+	case asked == KindGeneric:
+		if features, err := eth.Features(at.Name); err == nil && features["rx-gro"] {
+			return nil, fmt.Errorf("generic XDP would get packets that are merged already: turn that off (ethtool -K %s gro off), or ask for steered", at.Name)
+		}
+	}
+	if p.steered = p.granted == KindSteered; p.steered {
+		return p, nil
+	}
 	p.partial = p.driver == "veth" || p.driver == "tun"
 	n := 1
 	if ch, err := eth.GetChannels(at.Name); err == nil {
@@ -131,9 +148,9 @@ func inspectPort(eth *ethtool.Ethtool, l netlink.Link) (*port, error) {
 
 // openReturnPort creates the return port, with an MTU that takes what any of
 // the direct ports takes.
-func (d *Dataplane) openReturnPort(direct []*port) error {
+func (d *Dataplane) openReturnPort(ports []*port) error {
 	mtu := 0
-	for _, p := range direct {
+	for _, p := range ports {
 		mtu = max(mtu, p.mtu)
 	}
 	var err error
@@ -147,15 +164,14 @@ func (d *Dataplane) openReturnPort(direct []*port) error {
 		return d.pair.remove(d.nl)
 	})
 	inner := d.pair.inner.Attrs()
-	d.returnPort = &port{name: inner.Name, ifindex: inner.Index, mtu: mtu, driver: "veth", returns: true, asked: XDPNative, queues: make([]*queue, 1)}
+	d.returnPort = &port{name: inner.Name, ifindex: inner.Index, mtu: mtu, driver: "veth", returns: true, asked: KindNative, granted: KindNative, queues: make([]*queue, 1)}
 	copy(d.returnPort.outerMAC[:], d.pair.outer.Attrs().HardwareAddr)
-	d.ports = append([]*port{d.returnPort}, direct...)
 	return nil
 }
 
 // load puts the classifier and its maps in place, and opens the flow table in
 // them: the one that a predecessor left, if it fits.
-func (d *Dataplane) load() error {
+func (d *Dataplane) load(ports []*port) error {
 	buckets, records := flowtable.Geometry(d.cfg.FlowCapacity)
 	spec := xdpprog.Spec{
 		Slots:        maxPorts,
@@ -193,7 +209,7 @@ func (d *Dataplane) load() error {
 	if err := d.openTable(); err != nil {
 		return err
 	}
-	return d.giveSlots()
+	return d.giveSlots(ports)
 }
 
 // openTable adopts the flow table in the maps, or formats a new one.
@@ -222,13 +238,13 @@ func (d *Dataplane) openTable() error {
 // giveSlots gives every port its slot. A device that a predecessor served keeps
 // the one it had: a slot must never hold another device's socket, not even for
 // the moment of a restart.
-func (d *Dataplane) giveSlots() error {
+func (d *Dataplane) giveSlots(ports []*port) error {
 	had, err := d.prog.Ports()
 	if err != nil {
 		return err
 	}
 	taken := map[int]bool{returnSlot: true}
-	for _, p := range d.ports[1:] {
+	for _, p := range ports {
 		p.slot = -1
 		if old, ok := had[p.ifindex]; ok && !taken[int(old.Slot)] {
 			p.slot = int(old.Slot)
@@ -240,11 +256,11 @@ func (d *Dataplane) giveSlots() error {
 		taken[int(p.Slot)] = true
 	}
 	next := 0
-	for _, p := range d.ports[1:] {
+	for _, p := range ports {
 		for p.slot < 0 {
 			if next == maxPorts {
 				next, taken = 0, map[int]bool{returnSlot: true}
-				for _, q := range d.ports[1:] {
+				for _, q := range ports {
 					taken[q.slot] = true
 				}
 			}
@@ -254,8 +270,12 @@ func (d *Dataplane) giveSlots() error {
 			next++
 		}
 	}
-	for _, p := range d.ports {
-		d.bySlot[p.slot] = p
+	all := append([]*port{d.returnPort}, ports...)
+	d.ports.Store(newPortSet(all))
+	for _, p := range all {
+		if !p.steered {
+			p.out = make([]outbox, d.cfg.Workers)
+		}
 		for i := range p.queues {
 			p.queues[i] = &queue{port: p, number: i, index: d.prog.Index(p.slot, i)}
 		}
@@ -289,9 +309,9 @@ func (d *Dataplane) pinDir() string {
 
 // openUmem makes the memory that every frame lives in, for these ports and the
 // return port, and refuses ports whose frames would not fit.
-func (d *Dataplane) openUmem(direct []*port) error {
+func (d *Dataplane) openUmem(ports []*port) error {
 	queues := 1
-	for _, p := range direct {
+	for _, p := range ports {
 		queues += len(p.queues)
 	}
 	frames := d.cfg.Frames
@@ -308,7 +328,7 @@ func (d *Dataplane) openUmem(direct []*port) error {
 	}
 	d.onClose(d.umem.Close)
 	room := d.umem.MaxReceive() - etherLen - 8 // two VLAN tags
-	for _, p := range direct {
+	for _, p := range ports {
 		if p.mtu > room {
 			return fmt.Errorf("interface %s: MTU %d is above %d, the longest packet that a frame of %d bytes holds: lower the MTU or do not serve it", p.name, p.mtu, room, d.cfg.FrameSize)
 		}
@@ -319,7 +339,7 @@ func (d *Dataplane) openUmem(direct []*port) error {
 // openSockets opens a socket for every queue, the return port's first: it
 // registers the umem, and outlives the others.
 func (d *Dataplane) openSockets() (err error) {
-	for _, p := range d.ports {
+	for _, p := range d.ports.Load().all {
 		for _, q := range p.queues {
 			q.sock, err = xsk.Open(d.umem, xsk.Config{
 				Interface: p.name, Ifindex: p.ifindex, Queue: q.number, Mode: xsk.ModeCopy,
@@ -342,7 +362,7 @@ func (d *Dataplane) makeWorkers() error {
 		d.workers = append(d.workers, w)
 	}
 	n := 0
-	for _, p := range d.ports {
+	for _, p := range d.ports.Load().all {
 		for _, q := range p.queues {
 			w := d.workers[n%len(d.workers)]
 			w.queues = append(w.queues, q)
@@ -376,7 +396,7 @@ func (d *Dataplane) attach() error {
 		}
 		return removeUntrack(int(d.egress.ns), outer)
 	})
-	for _, p := range d.ports {
+	for _, p := range d.ports.Load().all {
 		if err := d.attachPort(p); err != nil {
 			return fmt.Errorf("interface %s: %w", p.name, err)
 		}
@@ -404,17 +424,9 @@ func (d *Dataplane) attachPort(p *port) error {
 			return err
 		}
 	}
-	mode := xdpprog.Native
-	if p.asked == XDPGeneric {
-		mode = xdpprog.Generic
-	}
-	x, err := d.prog.AttachXDP(p.ifindex, xdpprog.XDPOptions{Mode: mode, Replace: d.cfg.ReplaceForeignXDP && !p.returns})
+	adopted, err := d.attachIngress(p)
 	if err != nil {
 		return err
-	}
-	p.granted = x.Granted
-	if x.Replaced != nil {
-		d.log.Warn("replaced a foreign XDP program", "interface", p.name, "program", x.Replaced.Error())
 	}
 	if !p.returns {
 		if _, err := d.prog.AttachEgress(p.ifindex); err != nil {
@@ -422,14 +434,31 @@ func (d *Dataplane) attachPort(p *port) error {
 		}
 	}
 	d.log.Info("serving", "interface", p.name, "driver", p.driver, "asked", p.asked.String(), "granted", p.granted.String(),
-		"adopted", x.Adopted, "queues", len(p.queues), "socket", p.queues[0].sock.Granted().Mode.String(), "mtu", p.mtu)
+		"adopted", adopted, "queues", len(p.queues), "mtu", p.mtu)
 	return nil
+}
+
+// attachIngress attaches the program that gives the port its frames, and says whether
+// it took one over.
+func (d *Dataplane) attachIngress(p *port) (adopted bool, err error) {
+	if p.steered {
+		return d.prog.AttachSteer(p.ifindex)
+	}
+	mode := xdpprog.Native
+	if p.granted == KindGeneric {
+		mode = xdpprog.Generic
+	}
+	x, err := d.prog.AttachXDP(p.ifindex, xdpprog.XDPOptions{Mode: mode, Replace: d.cfg.ReplaceForeignXDP && !p.returns})
+	if x.Replaced != nil {
+		d.log.Warn("replaced a foreign XDP program", "interface", p.name, "program", x.Replaced.Error())
+	}
+	return x.Adopted, err
 }
 
 // detach takes the programs off every port.
 func (d *Dataplane) detach() error {
 	var errs []error
-	for _, p := range d.ports {
+	for _, p := range d.ports.Load().all {
 		errs = append(errs, d.prog.Detach(p.ifindex))
 	}
 	return errors.Join(errs...)

@@ -21,12 +21,14 @@ func keep(pins string) func(*Config) {
 // TestRestartAdopts: what a daemon leaves, the next takes over: connections go on
 // without a new snapshot, new ones are the kernel's until it comes, and a Cleanup
 // leaves nothing.
-func TestRestartAdopts(t *testing.T) {
+func TestRestartAdopts(t *testing.T) { eachKind(t, testRestartAdopts) }
+
+func testRestartAdopts(t *testing.T, kind PortKind) {
 	netlab.RequireRoot(t)
 	pins := netlab.BPFFS(t)
 	b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{Backends: 3})}
 	clean := b.Node.State()
-	b.open(keep(pins))
+	b.open(of(kind, keep(pins)))
 	_, backends := b.echo(8080)
 	svc := testService{name: "echo", number: 1, port: 80, backends: backends}
 	b.publish(svc)
@@ -52,7 +54,7 @@ func TestRestartAdopts(t *testing.T) {
 	}
 	b.close()
 
-	b.open(keep(pins))
+	b.open(of(kind, keep(pins)))
 	if got := b.d.Stats().Flows.Flows; got != flows {
 		t.Errorf("adopted %d flows, want %d", got, flows)
 	}
@@ -62,8 +64,9 @@ func TestRestartAdopts(t *testing.T) {
 		}
 	}
 	s := b.settle()
-	if s.Reason(ForwardDirect) == 0 || s.Reason(ReplyDirect) == 0 {
-		t.Errorf("forward %d, reply %d frames of adopted flows", s.Reason(ForwardDirect), s.Reason(ReplyDirect))
+	forward, reply := s.Reason(ForwardDirect)+s.Reason(ForwardReturn), s.Reason(ReplyDirect)+s.Reason(ReplyReturn)
+	if forward == 0 || reply == 0 {
+		t.Errorf("forward %d, reply %d frames of adopted flows", forward, reply)
 	}
 	// New flows are given to the kernel, which has a rule for them here.
 	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 1), 80)
@@ -88,7 +91,7 @@ func TestRestartAdopts(t *testing.T) {
 	b.close()
 
 	cfg := Config{Ports: b.devices()}
-	keep(pins)(&cfg)
+	of(kind, keep(pins))(&cfg)
 	if err := b.Node.Do(func() error { return Cleanup(cfg) }); err != nil {
 		t.Errorf("cleanup: %v", err)
 	}
@@ -106,11 +109,13 @@ func TestRestartAdopts(t *testing.T) {
 // TestKnownFlowsWaitForTheRestart: with nobody there, frames of known flows are
 // held back for a while and not given to the kernel, where they would meet rules
 // that know nothing of them.
-func TestKnownFlowsWaitForTheRestart(t *testing.T) {
+func TestKnownFlowsWaitForTheRestart(t *testing.T) { eachKind(t, testKnownFlowsWaitForTheRestart) }
+
+func testKnownFlowsWaitForTheRestart(t *testing.T, kind PortKind) {
 	netlab.RequireRoot(t)
 	pins := netlab.BPFFS(t)
 	b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{})}
-	b.open(keep(pins))
+	b.open(of(kind, keep(pins)))
 	_, backends := b.echo(8080)
 	svc := testService{name: "echo", number: 1, port: 80, backends: backends}
 	b.publish(svc)
@@ -142,13 +147,13 @@ func TestKnownFlowsWaitForTheRestart(t *testing.T) {
 	if _, err := b.Clients[0].Exchange(ctx, "tcp", vip, 3000); err != nil {
 		t.Errorf("a new connection while the daemon is away: %v", err)
 	}
-	b.open(keep(pins))
+	b.open(of(kind, keep(pins)))
 	if err := <-answered; err != nil {
 		t.Errorf("the connection after the restart: %v", err)
 	}
 	b.close()
 	cfg := Config{Ports: b.devices()}
-	keep(pins)(&cfg)
+	of(kind, keep(pins))(&cfg)
 	if err := b.Node.Do(func() error { return Cleanup(cfg) }); err != nil {
 		t.Errorf("cleanup: %v", err)
 	}

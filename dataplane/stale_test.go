@@ -17,8 +17,10 @@ import (
 // way that a backend can go, not one more packet reaches it: the flow is bound to the
 // snapshot that it was last checked against, and a newer one is looked at with the
 // next packet, whatever events were lost.
-func TestStaleUDP(t *testing.T) {
-	b := newTestbed(t, netlab.ClusterOptions{Backends: 3}, nil)
+func TestStaleUDP(t *testing.T) { eachKind(t, testStaleUDP) }
+
+func testStaleUDP(t *testing.T, kind PortKind) {
+	b := newTestbed(t, netlab.ClusterOptions{Backends: 3}, of(kind))
 	var servers []*netlab.EchoServer
 	var at []netip.AddrPort
 	for _, p := range b.Backends {
@@ -92,9 +94,11 @@ func TestStaleUDP(t *testing.T) {
 
 // TestResetOfGoneBackends: on request, a connection whose backend no longer serves
 // is reset with its next segment; without it, it goes on.
-func TestResetOfGoneBackends(t *testing.T) {
+func TestResetOfGoneBackends(t *testing.T) { eachKind(t, testResetOfGoneBackends) }
+
+func testResetOfGoneBackends(t *testing.T, kind PortKind) {
 	for _, reset := range []bool{false, true} {
-		b := newTestbed(t, netlab.ClusterOptions{}, func(c *Config) { c.ResetGoneBackends = reset })
+		b := newTestbed(t, netlab.ClusterOptions{}, of(kind, func(c *Config) { c.ResetGoneBackends = reset }))
 		at := b.Backends[0].AddrPort(netlab.IPv4, 8080)
 		b.Backends[0].EchoTCP(at)
 		b.publish(testService{name: "s", number: 22, port: 80, backends: []netip.AddrPort{at}})

@@ -117,13 +117,13 @@ func (w *worker) stateless(i int, to *nat.Endpoints, number uint32) {
 	if a == nil {
 		a = &noAdjacency
 	}
-	if a.exceeds(p, w.in.port) {
+	if a.exceeds(p, w.b.in[i]) {
 		w.reject(i, TTLExceeded)
 		return
 	}
-	if w.in.port.partial {
+	if b.in[i].partial {
 		p.DetectPartial(b.frames[i])
 	}
 	p.Rewrite(b.frames[i], to)
-	w.forward(&b.descs[i], b.frames[i], p, w.in.port, a, StatelessDirect)
+	w.forward(&b.descs[i], b.frames[i], p, w.b.in[i], a, StatelessDirect)
 }

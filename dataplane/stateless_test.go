@@ -12,11 +12,13 @@ import (
 // TestFullTableGoesOnWithoutState: alone, with nobody behind us, connections beyond
 // the table's capacity are served by the hash, in both directions, and those in the
 // table are not hurt.
-func TestFullTableGoesOnWithoutState(t *testing.T) {
-	b := newTestbed(t, netlab.ClusterOptions{Backends: 3}, func(c *Config) {
+func TestFullTableGoesOnWithoutState(t *testing.T) { eachKind(t, testFullTableGoesOnWithoutState) }
+
+func testFullTableGoesOnWithoutState(t *testing.T, kind PortKind) {
+	b := newTestbed(t, netlab.ClusterOptions{Backends: 3}, of(kind, func(c *Config) {
 		c.Mode = ModeAlone
 		c.FlowCapacity = 16
-	})
+	}))
 	_, backends := b.echo(8080)
 	_, others := b.echo(8081)
 	b.publish(testService{name: "echo", number: 25, port: 80, backends: backends},

@@ -25,10 +25,10 @@ type Stats struct {
 // PortStats is what one port did.
 type PortStats struct {
 	Name    string
-	Kind    string // direct or return
-	Asked   string // XDP mode asked for: auto, native, generic
-	Granted string // XDP mode that the kernel gave: native, generic
-	Socket  string // what it gave the sockets: copy, zero-copy
+	Kind    string // direct, steered or return
+	Asked   string // kind asked for: auto, steered, native, generic
+	Granted string // kind that it is: steered, native, generic
+	Socket  string // what the kernel gave the sockets: copy, zero-copy; none if steered
 	Driver  string
 	Queues  int
 	// Of the sockets, summed over queues.
@@ -120,14 +120,20 @@ func (d *Dataplane) portStats(s *Stats) {
 	if err != nil {
 		d.log.Warn("reading the classifier's counters", "err", err)
 	}
-	for _, p := range d.ports {
+	for _, p := range d.ports.Load().all {
 		ps := PortStats{
 			Name: p.name, Kind: "direct", Asked: p.asked.String(), Granted: p.granted.String(),
-			Socket: p.queues[0].sock.Granted().Mode.String(), Driver: p.driver, Queues: len(p.queues),
+			Socket: "none", Driver: p.driver, Queues: len(p.queues),
 			Classifier: map[string]uint64{}, Egress: map[string]uint64{},
 		}
-		if p.returns {
+		switch {
+		case p.returns:
 			ps.Kind = "return"
+		case p.steered:
+			ps.Kind = "steered"
+		}
+		if !p.steered {
+			ps.Socket = p.queues[0].sock.Granted().Mode.String()
 		}
 		for _, q := range p.queues {
 			ps.RxFrames += q.received.Load()

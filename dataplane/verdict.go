@@ -65,6 +65,7 @@ const (
 	RejectRefused   // dropped: an answer to this frame may not be sent
 	FragmentOverlap // dropped: of a datagram whose fragments overlap
 	FragmentAgain   // dropped: this fragment came before
+	PortGone        // dropped: the port that it came in by is no more
 	OtherHost       // dropped: flooded to us, but sent to another station
 	NoRoomYet       // dropped: no room for the flow, and forwarding without state is being prepared
 	InvalidReply    // dropped: a reply that the kernel's own NAT would let out untranslated
@@ -112,6 +113,7 @@ var reasonWords = [firstNatReason]struct {
 	RejectRefused:   {"reject_refused", Dropped},
 	FragmentOverlap: {"fragment_overlap", Dropped},
 	FragmentAgain:   {"fragment_again", Dropped},
+	PortGone:        {"port_gone", Dropped},
 	OtherHost:       {"other_host", Dropped},
 	NoRoomYet:       {"no_room_yet", Dropped},
 	InvalidReply:    {"invalid_reply", Dropped},

@@ -12,7 +12,6 @@ import (
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/nat"
 	"github.com/sluice-net/sluice/service"
-	"github.com/sluice-net/sluice/xdpprog"
 )
 
 // batchSize bounds a batch, and with it how long a worker's thread stays
@@ -27,8 +26,8 @@ const (
 	sleepAtMost = 50 * time.Millisecond
 )
 
-// port is a device that the dataplane serves, with one socket for each of its
-// queues.
+// port is a device that the dataplane serves. A direct one has a socket for each
+// of its queues.
 type port struct {
 	slot     int
 	name     string
@@ -41,10 +40,19 @@ type port struct {
 	// loop follows the device.
 	hw      atomic.Uint64
 	returns bool // it is the return port
+	steered bool // its frames come and go by the return port: it has no queues
 	partial bool // its peer can send partial checksums: veth, tap
-	asked   XDPMode
-	granted xdpprog.AttachMode
+	asked   PortKind
+	granted PortKind
 	queues  []*queue
+	out     []outbox // by worker
+}
+
+// takes reports whether a frame is sent to the port's own station, and not flooded to
+// it.
+func (p *port) takes(frame []byte) bool {
+	hw := p.hw.Load()
+	return hw == 0 || len(frame) < etherLen || stationOf(frame) == hw
 }
 
 // queue is one (port, queue) with its socket. Its receive side (rx and fill
@@ -66,6 +74,7 @@ type batch struct {
 	n       int
 	descs   [batchSize]xsk.Desc
 	frames  [batchSize][]byte
+	in      [batchSize]*port // that the frame came in by, nil if that is no more
 	parsed  [batchSize]nat.Reason
 	packets [batchSize]nat.Packet
 	// The tuples of the frames that were parsed, in their order.
@@ -91,10 +100,10 @@ type worker struct {
 	cache  *xsk.Cache
 	poller *xsk.Poller
 
-	in       *queue // of this batch
+	in       *queue   // of this batch
+	ports    *portSet // of this batch
 	b        batch
-	out      [maxPorts]outbox // by slot
-	touched  []int            // slots with something in their outbox
+	touched  []*port // with something in their outbox
 	snapshot *service.Snapshot
 	now      uint64 // monotonic ns, once a turn of the loop
 	tick     flowtable.Tick
@@ -149,7 +158,7 @@ func (b *tokenBucket) take(now uint64) bool {
 }
 
 func newWorker(d *Dataplane, id int) *worker {
-	w := &worker{id: id, d: d, touched: make([]int, 0, batchSize), resolve: d.egress.resolve}
+	w := &worker{id: id, d: d, touched: make([]*port, 0, maxPorts), resolve: d.egress.resolve}
 	w.rng.Seed(rand.Uint64(), rand.Uint64())
 	w.fragments = newFragments(w.random(), d.cfg.Mode)
 	return w

@@ -321,11 +321,11 @@ func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
 		c.BusySpin = -1 // the dataplane's zero is its default
 	}
 	for _, i := range cfg.Interfaces {
-		xdpMode, err := dataplane.ParseXDPMode(i.XDPMode)
+		kind, err := dataplane.ParsePortKind(i.Kind)
 		if err != nil {
 			return dataplane.Config{}, err
 		}
-		c.Ports = append(c.Ports, dataplane.PortConfig{Name: i.Name, XDPMode: xdpMode})
+		c.Ports = append(c.Ports, dataplane.PortConfig{Name: i.Name, Kind: kind})
 	}
 	return c, nil
 }

@@ -245,7 +245,7 @@ func TestDaemon(t *testing.T) {
 		_, body, err := n.get(metricsURL + "/metrics")
 		for _, want := range []string{
 			"sluice_snapshot_generation 1\n", "sluice_service_ports 4\n", "sluice_backends 8\n", "sluice_flows 4\n", "sluice_flow_created_total 4\n",
-			`sluice_interface_info{asked="auto",driver="veth",granted="native",interface="uplink",kind="direct",socket="copy"} 1` + "\n",
+			`sluice_interface_info{asked="auto",driver="veth",granted="steered",interface="uplink",kind="steered",socket="none"} 1` + "\n",
 			`sluice_frames_total{reason="tx_full",verdict="dropped"} 0` + "\n",
 		} {
 			if !strings.Contains(body, want) {
@@ -396,8 +396,8 @@ func TestNodeRefusals(t *testing.T) {
 		{"no bpffs", "1", []string{"--on-exit", "keep", "--pin-path", n.dir}, []string{"pinPath " + n.dir + " is not on a bpffs; mount one first: "}},
 		{"taken address", "1", []string{"--config", hard}, []string{"metricsBindAddress 127.0.0.1:10349: address already in use"}},
 		{"MTU", "1", []string{"--interface", big}, []string{"interface ", "MTU 9000 is above "}},
-		{"foreign program", "1", []string{"--interface", foreign}, []string{"interface foreign", `"theirs"`, "replaceForeignXDP"}},
-		{"foreign program on the second", "1", []string{"--interface", netlab.UplinkDevice, "--interface", foreign}, []string{"interface foreign", `"theirs"`, "replaceForeignXDP"}},
+		{"foreign program", "1", []string{"--interface", foreign + "=native"}, []string{"interface foreign", `"theirs"`, "replaceForeignXDP"}},
+		{"foreign program on the second", "1", []string{"--interface", netlab.UplinkDevice, "--interface", foreign + "=native"}, []string{"interface foreign", `"theirs"`, "replaceForeignXDP"}},
 		{"no CAP_NET_RAW", fmt.Sprintf("drop=%d 1", unix.CAP_NET_RAW), nil, []string{"missing CAP_NET_RAW; run as root, or grant "}},
 		{"no CAP_BPF", fmt.Sprintf("drop=%d drop=%d 1", unix.CAP_BPF, unix.CAP_SYS_ADMIN), nil, []string{"missing CAP_BPF; run as root, or grant "}},
 		{"memlock", fmt.Sprintf("memlock=65536 drop=%d 1", unix.CAP_IPC_LOCK), nil, []string{"locked memory is limited to 64 KiB and ", "CAP_IPC_LOCK"}},
@@ -444,7 +444,7 @@ func attachForeign(t *testing.T, ns *netlab.Namespace, dev string) {
 func TestDataplaneConfig(t *testing.T) {
 	c := config.Default()
 	c.Mode, c.OnExit, c.PinPath, c.ReturnPort = "alone", "keep", "/sys/fs/bpf/a", "tap"
-	c.Interfaces = []config.Interface{{Name: "eth0", XDPMode: "native"}, {Name: "eth1", XDPMode: "generic"}, {Name: "eth2", XDPMode: "auto"}}
+	c.Interfaces = []config.Interface{{Name: "eth0", Kind: "native"}, {Name: "eth1", Kind: "generic"}, {Name: "eth2", Kind: "auto"}}
 	c.Workers, c.Frames, c.FrameSize, c.RingSize, c.FlowTable.Capacity = 3, 4096, 2048, 1024, 77
 	second := func(n int) config.Duration { return config.Duration(time.Duration(n) * time.Second) }
 	c.BusySpin, c.Heartbeat = second(1), config.Heartbeat{StaleAfter: second(2), HoldKnown: second(3)}
@@ -459,7 +459,7 @@ func TestDataplaneConfig(t *testing.T) {
 	}
 	want := dataplane.Config{
 		Mode: dataplane.ModeAlone, OnExit: dataplane.OnExitKeep, PinDir: "/sys/fs/bpf/a", ReturnPort: "tap",
-		Ports:   []dataplane.PortConfig{{Name: "eth0", XDPMode: dataplane.XDPNative}, {Name: "eth1", XDPMode: dataplane.XDPGeneric}, {Name: "eth2", XDPMode: dataplane.XDPAuto}},
+		Ports:   []dataplane.PortConfig{{Name: "eth0", Kind: dataplane.KindNative}, {Name: "eth1", Kind: dataplane.KindGeneric}, {Name: "eth2", Kind: dataplane.KindAuto}},
 		Workers: 3, Frames: 4096, FrameSize: 2048, RingSize: 1024, FlowCapacity: 77,
 		BusySpin: time.Second, HeartbeatStale: 2 * time.Second, HoldKnown: 3 * time.Second,
 		Timeouts: flowtable.Timeouts{
@@ -485,8 +485,8 @@ func TestAllowedWords(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, w := range config.XDPModes {
-		if _, err := dataplane.ParseXDPMode(w); err != nil {
+	for _, w := range config.Kinds {
+		if _, err := dataplane.ParsePortKind(w); err != nil {
 			t.Error(err)
 		}
 	}

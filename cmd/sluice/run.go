@@ -49,7 +49,7 @@ func (o *overrides) bind(fs *pflag.FlagSet) {
 	d := config.Default()
 	v := &o.values
 	o.bindFile(fs)
-	fs.StringArrayVar(&o.interfaces, "interface", nil, "`name[=xdpMode]` of an interface to serve; may be given again. xdpMode: "+strings.Join(config.XDPModes, ", "))
+	fs.StringArrayVar(&o.interfaces, "interface", nil, "`name[=kind]` of an interface to serve; may be given again. kind: "+strings.Join(config.Kinds, ", "))
 	fs.StringVar(&v.Manifests, "manifests", d.Manifests, "`folder` of Service and EndpointSlice manifests")
 	fs.StringVar(&v.Mode, "mode", d.Mode, "`mode`: front (beside kube-proxy) or alone (in its place)")
 	fs.StringVar(&v.OnExit, "on-exit", d.OnExit, "what is left at the `end`: remove (nothing) or keep (what a restart adopts)")
@@ -107,12 +107,12 @@ func (o *overrides) draft(fs *pflag.FlagSet) (*config.Draft, error) {
 	return d, nil
 }
 
-// parseInterfaces reads name or name=xdpMode. What is wrong with either is found
+// parseInterfaces reads name or name=kind. What is wrong with either is found
 // by the check of the configuration.
 func parseInterfaces(args []string) []config.Interface {
 	list := make([]config.Interface, len(args))
 	for i, arg := range args {
-		list[i].Name, list[i].XDPMode, _ = strings.Cut(arg, "=")
+		list[i].Name, list[i].Kind, _ = strings.Cut(arg, "=")
 	}
 	return list
 }

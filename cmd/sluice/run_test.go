@@ -38,8 +38,8 @@ func TestFlags(t *testing.T) {
 		flag, value string
 		change      func(*config.Configuration)
 	}{
-		{"interface", "eth0", func(c *config.Configuration) { c.Interfaces = []config.Interface{{Name: "eth0", XDPMode: "auto"}} }},
-		{"interface", "eth0=generic", func(c *config.Configuration) { c.Interfaces = []config.Interface{{Name: "eth0", XDPMode: "generic"}} }},
+		{"interface", "eth0", func(c *config.Configuration) { c.Interfaces = []config.Interface{{Name: "eth0", Kind: "auto"}} }},
+		{"interface", "eth0=generic", func(c *config.Configuration) { c.Interfaces = []config.Interface{{Name: "eth0", Kind: "generic"}} }},
 		{"manifests", "/srv/m", func(c *config.Configuration) { c.Manifests = "/srv/m" }},
 		{"manifests", "m", func(c *config.Configuration) { c.Manifests = filepath.Join(here, "m") }},
 		{"mode", "alone", func(c *config.Configuration) { c.Mode = "alone" }},
@@ -78,12 +78,12 @@ func TestFlagsOverFile(t *testing.T) {
 	}
 	want := config.Default()
 	want.Mode, want.Workers, want.Logging = "alone", 3, config.Logging{Level: "warn", Format: "text"}
-	want.Interfaces = []config.Interface{{Name: "eth0", XDPMode: "auto"}, {Name: "eth1", XDPMode: "auto"}}
+	want.Interfaces = []config.Interface{{Name: "eth0", Kind: "auto"}, {Name: "eth1", Kind: "auto"}}
 	if diff := cmp.Diff(want, parseRun(t, "--config", path)); diff != "" {
 		t.Errorf("the file alone\n%s", diff)
 	}
 	want.Mode, want.Logging.Level = "front", "info"
-	want.Interfaces = []config.Interface{{Name: "eth2", XDPMode: "native"}, {Name: "eth3", XDPMode: "auto"}}
+	want.Interfaces = []config.Interface{{Name: "eth2", Kind: "native"}, {Name: "eth3", Kind: "auto"}}
 	got := parseRun(t, "--mode", "front", "--log-level", "info", "--interface", "eth2=native", "--interface", "eth3", "--config", path)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("flags over the file\n%s", diff)

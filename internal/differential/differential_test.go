@@ -18,7 +18,7 @@ import (
 func TestDifferential(t *testing.T) {
 	netlab.RequireRoot(t)
 	var out strings.Builder
-	err := run(options{frames: 4000, vectors: "options: ", setting: "all", flow: -1, most: 3}, &out)
+	err := run(options{frames: 4000, vectors: "options: ", setting: "all", kind: "native", flow: -1, most: 3}, &out)
 	t.Log(out.String())
 	if err != nil {
 		t.Error(err)
@@ -84,7 +84,7 @@ func TestClassesAreExact(t *testing.T) {
 	v := &vector{family: v4, proto: protoTCP, allow: []string{"kernel_calls_invalid"}, make: func(m *maker) []injected { return []injected{{data: m.good().bytes()}} }}
 	s := newVectorScript(x, v, 0)
 	st, _ := s.next()
-	o := outcome{setting: setting{dataplane.ModeFront, true}, step: st}
+	o := outcome{setting: setting{mode: dataplane.ModeFront, strict: true}, step: st}
 	o.kernel = []output{{at: outside, data: o.untranslated()}}
 	right := o.translated()
 	o.sluice = []output{{at: backend0, data: right}}

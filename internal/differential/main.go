@@ -28,6 +28,7 @@ type options struct {
 	flow     int64
 	steps    string
 	features string
+	kind     string
 	most     int
 }
 
@@ -40,6 +41,7 @@ func main() {
 	flag.Int64Var(&o.flow, "flow", -1, "play only this flow of the seed, alone, and no vectors")
 	flag.StringVar(&o.steps, "steps", "", "with -flow: send only these steps of it (1,2,5)")
 	flag.StringVar(&o.features, "features", "", "features to switch on (icmp) or off (-icmp) beside those that are, by comma")
+	flag.StringVar(&o.kind, "kind", "native", "kind of the node's ports: native or steered")
 	flag.IntVar(&o.most, "most", 5, "end a setting after so many differences")
 	list := flag.Bool("explain", false, "print what is not compared and what is explained, and why")
 	flag.Parse()
@@ -70,8 +72,13 @@ func run(o options, w io.Writer) error {
 	if o.seed == 0 {
 		o.seed = rand.Uint64()>>1 | 1
 	}
+	kind, err := dataplane.ParsePortKind(o.kind)
+	if err != nil {
+		return err
+	}
 	var chosen []setting
 	for _, s := range settings {
+		s.kind = kind
 		if o.setting == "all" || o.setting == s.String() {
 			chosen = append(chosen, s)
 		}
@@ -200,6 +207,9 @@ func (d *duel) translated() uint64 {
 // again is the command that plays a difference again, alone.
 func (o options) again(j *judged) string {
 	c := "go run ./internal/differential -setting " + j.setting.String()
+	if o.kind != "native" {
+		c += " -kind " + o.kind
+	}
 	if o.features != "" {
 		c += " -features " + o.features
 	}

@@ -46,7 +46,7 @@ func newDuel(tb netlab.TB, s setting, on features) (*duel, error) {
 	if s.mode == dataplane.ModeFront {
 		d.sluice.translateInKernel() // as kube-proxy does behind it
 	}
-	if err := d.sluice.translateInSluice(tb, s.mode); err != nil {
+	if err := d.sluice.translateInSluice(tb, s.mode, s.kind); err != nil {
 		return nil, err
 	}
 	// Markers open their flows before the markers of the way back need them.

@@ -87,7 +87,8 @@ type side struct {
 // setting is how two sides are to be compared.
 type setting struct {
 	mode   dataplane.Mode
-	strict bool // connection tracking as it comes: it judges sequence numbers and checksums, and translates only what it likes
+	strict bool               // connection tracking as it comes: it judges sequence numbers and checksums, and translates only what it likes
+	kind   dataplane.PortKind // of the node's ports
 }
 
 func (s setting) String() string {
@@ -98,7 +99,7 @@ func (s setting) String() string {
 }
 
 var settings = []setting{
-	{dataplane.ModeFront, true}, {dataplane.ModeAlone, true}, {dataplane.ModeFront, false}, {dataplane.ModeAlone, false},
+	{mode: dataplane.ModeFront, strict: true}, {mode: dataplane.ModeAlone, strict: true}, {mode: dataplane.ModeFront}, {mode: dataplane.ModeAlone},
 }
 
 // newSide builds a cluster whose pods are wires without a mind of their own.
@@ -192,14 +193,14 @@ func (x *side) backend(m *mapping, f netlab.Family) netip.AddrPort {
 }
 
 // translateInSluice opens the dataplane on the node, and programs it.
-func (x *side) translateInSluice(tb netlab.TB, mode dataplane.Mode) error {
+func (x *side) translateInSluice(tb netlab.TB, mode dataplane.Mode, kind dataplane.PortKind) error {
 	cfg := dataplane.Config{
 		Mode: mode, Workers: 1, FlowCapacity: 1 << 17,
 		HeartbeatStale: 10 * time.Second, // a busy machine must not look like a hanging daemon
-		Ports:          []dataplane.PortConfig{{Name: netlab.UplinkDevice}},
+		Ports:          []dataplane.PortConfig{{Name: netlab.UplinkDevice, Kind: kind}},
 	}
 	for _, p := range slices.Concat(x.c.Clients, x.c.Backends) {
-		cfg.Ports = append(cfg.Ports, dataplane.PortConfig{Name: p.HostDevice})
+		cfg.Ports = append(cfg.Ports, dataplane.PortConfig{Name: p.HostDevice, Kind: kind})
 	}
 	log := slog.New(slog.NewTextHandler(logWriter{tb}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	dir, err := os.MkdirTemp("", "differential-")

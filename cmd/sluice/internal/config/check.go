@@ -15,7 +15,7 @@ import (
 // Allowed words of the fields that have words.
 var (
 	Modes      = []string{"front", "alone"}
-	XDPModes   = []string{"auto", "native", "generic"}
+	Kinds      = []string{"auto", "steered", "native", "generic"}
 	Selections = []string{"consistent", "random", "roundRobin"}
 	OnExits    = []string{"remove", "keep"}
 	LogLevels  = []string{"debug", "info", "warn", "error"}
@@ -179,10 +179,10 @@ func (c *checker) interfaces() {
 	for i := range d.Interfaces {
 		f := &d.Interfaces[i]
 		path := fmt.Sprintf("interfaces[%d]", i)
-		if f.XDPMode == "" {
-			f.XDPMode = defaultXDPMode
+		if f.Kind == "" {
+			f.Kind = defaultKind
 		}
-		c.word(path+".xdpMode", f.XDPMode, XDPModes)
+		c.word(path+".kind", f.Kind, Kinds)
 		if !c.deviceName(path+".name", f.Name, 0) {
 			continue
 		}

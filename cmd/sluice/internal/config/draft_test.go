@@ -61,10 +61,9 @@ func TestBadFiles(t *testing.T) {
 		{"case", head + "Mode: front\n", "f.yaml:3: Mode: unknown field; did you mean mode?"},
 		{"far off", head + "colour: red\n", "f.yaml:3: colour: unknown field; `sluice config print-default` shows all"},
 		{"wrong level", head + "capacity: 5\n", "f.yaml:3: capacity: unknown field; did you mean flowTable.capacity?"},
-		{"wrong level, list", head + "xdpMode: native\n", "f.yaml:3: xdpMode: unknown field; did you mean interfaces[].xdpMode?"},
 		{"nested", head + "heartbeat:\n  staleAftr: 1s\n", "f.yaml:4: heartbeat.staleAftr: unknown field; did you mean staleAfter?"},
 		{"nested, far off", head + "flowTable:\n  max: 5\n", "f.yaml:4: flowTable.max: unknown field; there are capacity, maxPerClient, resetGoneBackends"},
-		{"in a list", head + "interfaces:\n- name: eth0\n- name: eth1\n  zeroCopy: off\n", "f.yaml:6: interfaces[1].zeroCopy: unknown field; there are name, xdpMode"},
+		{"in a list", head + "interfaces:\n- name: eth0\n- name: eth1\n  zeroCopy: off\n", "f.yaml:6: interfaces[1].zeroCopy: unknown field; there are name, kind"},
 		{"with fields below", head + "conntrak:\n  udpTimeout: 1s\n", "f.yaml:3: conntrak: unknown field; did you mean conntrack?"},
 		{"twice", head + "mode: front\nworkers: 1\nmode: alone\n", "f.yaml:5: mode: given twice, first in line 3"},
 		{"several", head + "a: 1\nb: 2\n", "f.yaml:3: a: unknown field; `sluice config print-default` shows all (and 1 more: `sluice config validate` lists them all)"},
@@ -82,15 +81,15 @@ func TestBadFiles(t *testing.T) {
 		{"text for fields", head + "logging: debug\n", `f.yaml:3: logging: want fields (level, format), got "debug"`},
 		{"text for list", head + "interfaces: eth0\n", `f.yaml:3: interfaces: want a list such as [{name: eth0}], got "eth0"`},
 		{"too many interfaces", head + "interfaces: [" + manyInterfaces(256) + "]\n", "f.yaml:3: interfaces: want at most 255, got 256"},
-		{"text in list", head + "interfaces: [eth0]\n", `f.yaml:3: interfaces[0]: want fields (name, xdpMode), got "eth0"`},
+		{"text in list", head + "interfaces: [eth0]\n", `f.yaml:3: interfaces[0]: want fields (name, kind), got "eth0"`},
 		{"nothing in list", head + "interfaces:\n-\n", "f.yaml:4: interfaces[0]: nothing there; want an entry such as {name: eth0}"},
 		{"long text", head + "workers: " + strings.Repeat("x", 400) + "\n", `f.yaml:3: workers: want a whole number, got "` + strings.Repeat("x", 40) + `..."`},
 
 		// Values.
 		{"mode", head + "mode: nftables\n", `f.yaml:3: mode: want front or alone, got "nftables"`},
 		{"selection", head + "selection: roundrobin\n", `f.yaml:3: selection: want consistent, random or roundRobin, got "roundrobin"`},
-		{"xdpMode", head + "interfaces:\n- name: eth0\n  xdpMode: skb\n", `f.yaml:5: interfaces[0].xdpMode: want auto, native or generic, got "skb"`},
-		{"no name", head + "interfaces:\n- xdpMode: native\n", "f.yaml:4: interfaces[0].name: missing; want the name of a network device"},
+		{"kind", head + "interfaces:\n- name: eth0\n  kind: skb\n", `f.yaml:5: interfaces[0].kind: want auto, steered, native or generic, got "skb"`},
+		{"no name", head + "interfaces:\n- kind: native\n", "f.yaml:4: interfaces[0].name: missing; want the name of a network device"},
 		{"long name", head + "interfaces: [{name: sixteencharacter}]\n", `f.yaml:3: interfaces[0].name: want at most 15 characters, got "sixteencharacter"`},
 		{"slash in name", head + "interfaces: [{name: a/b}]\n", `f.yaml:3: interfaces[0].name: "a/b" cannot be the name of a network device`},
 		{"same interface", head + "interfaces:\n- name: eth0\n- name: eth0\n", "f.yaml:5: interfaces[1].name: eth0 is named twice"},
@@ -150,7 +149,7 @@ func TestGoodFiles(t *testing.T) {
 		{"nothing but the head", head, func(*Configuration) {}},
 		{"a field without a value", head + "mode:\nlogging:\n  level:\ninterfaces:\n", func(*Configuration) {}},
 		{"a comment and a document mark", "---\n# mine\n" + head, func(*Configuration) {}},
-		{"JSON", "{\n\t\"apiVersion\": \"sluice.dev/v1alpha1\",\n\t\"kind\": \"SluiceConfiguration\",\n\t\"interfaces\": [{\"name\": \"eth0\", \"xdpMode\": \"generic\"}]\n}\n",
+		{"JSON", "{\n\t\"apiVersion\": \"sluice.dev/v1alpha1\",\n\t\"kind\": \"SluiceConfiguration\",\n\t\"interfaces\": [{\"name\": \"eth0\", \"kind\": \"generic\"}]\n}\n",
 			func(c *Configuration) { c.Interfaces = []Interface{{"eth0", "generic"}} }},
 		{"an interface without a mode", head + "interfaces:\n- name: eth0\n",
 			func(c *Configuration) { c.Interfaces = []Interface{{"eth0", "auto"}} }},
@@ -199,7 +198,7 @@ func TestDefaultIsGood(t *testing.T) {
 // not the line whose value it replaced.
 func TestOrigin(t *testing.T) {
 	d := New()
-	file := head + "mode: nonsense\ninterfaces:\n- name: eth0\n  xdpMode: nonsense\nlogging:\n  level: debug\n"
+	file := head + "mode: nonsense\ninterfaces:\n- name: eth0\n  kind: nonsense\nlogging:\n  level: debug\n"
 	if err := d.Read("f.yaml", []byte(file)); err != nil {
 		t.Fatal(err)
 	}

@@ -115,9 +115,11 @@ type Configuration struct {
 type Interface struct {
 	// Name is the device's name.
 	Name string `yaml:"name"`
-	// XDPMode is how the program is attached: auto (native, or a refusal that
-	// says why), native or generic (for devices whose driver has no XDP).
-	XDPMode string `yaml:"xdpMode"`
+	// Kind is how it is served: auto (native for hardware, steered for what the
+	// kernel makes), steered (a tc program; pods keep their offloads), native (XDP
+	// in the driver; fewer hops, but it takes segmentation offload from a pod), or
+	// generic (XDP without the driver).
+	Kind string `yaml:"kind"`
 }
 
 // FlowTable is the table of known flows.
@@ -213,8 +215,8 @@ func Default() *Configuration {
 	}
 }
 
-// defaultXDPMode is the mode of an interface that names none.
-const defaultXDPMode = "auto"
+// defaultKind is the kind of an interface that names none.
+const defaultKind = "auto"
 
 // Pins is the folder to pin in, "" for no pins.
 func (c *Configuration) Pins() string {

@@ -37,7 +37,7 @@ type daemon struct {
 func configuration(l *lab, dir string) *config.Configuration {
 	c := config.Default()
 	for _, name := range l.devices() {
-		c.Interfaces = append(c.Interfaces, config.Interface{Name: name, XDPMode: "auto"})
+		c.Interfaces = append(c.Interfaces, config.Interface{Name: name, Kind: "auto"})
 	}
 	c.HostnameOverride = "node"
 	c.Manifests = filepath.Join(dir, "manifests")
