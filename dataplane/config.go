@@ -20,6 +20,9 @@ const (
 	ModeFront Mode = iota
 	// ModeAlone serves every Service in kube-proxy's place.
 	ModeAlone
+	// ModeNamed serves Services that kube-proxy leaves to it. Nobody else serves
+	// those, so it treats what it serves as ModeAlone does.
+	ModeNamed
 )
 
 // String gives the mode's word in configuration.
@@ -29,6 +32,8 @@ func (m Mode) String() string {
 		return "front"
 	case ModeAlone:
 		return "alone"
+	case ModeNamed:
+		return "named"
 	}
 	return fmt.Sprintf("Mode(%d)", uint8(m))
 }
@@ -40,8 +45,10 @@ func ParseMode(s string) (Mode, error) {
 		return ModeFront, nil
 	case "alone":
 		return ModeAlone, nil
+	case "named":
+		return ModeNamed, nil
 	}
-	return 0, fmt.Errorf("mode %q is not one of front, alone", s)
+	return 0, fmt.Errorf("mode %q is not one of front, alone, named", s)
 }
 
 // PortKind is how a device is served.

@@ -51,8 +51,8 @@ type Dataplane struct {
 	pressed     chan struct{} // by workers: a grace period is wanted
 	behind      atomic.Pointer[behind]
 
-	publishing          sync.Mutex
-	frontends, backends map[[16]byte]bool // that the classifier knows; guarded by publishing
+	publishing sync.Mutex
+	told       bool // the classifier knows the addresses of snapshot; guarded by publishing
 
 	undo      []func() error // what Close has to do, in reverse
 	closeOnce sync.Once
@@ -60,48 +60,71 @@ type Dataplane struct {
 }
 
 // Publish makes s what the workers select from. What s no longer serves is the
-// kernel's before s is published, what it serves anew is ours after it.
+// kernel's before s is published, what it serves anew is ours after it. If it
+// fails, the next one puts everything right.
 func (d *Dataplane) Publish(s *service.Snapshot) error {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	backends := map[[16]byte]bool{}
-	for _, p := range s.ServicePorts() {
-		for _, b := range p.ServingBackends() {
-			backends[b.Addr] = true
+	delta, ok := s.After(d.snapshot.Load())
+	if !ok || !d.told {
+		var err error
+		if delta, err = d.difference(s); err != nil {
+			return err
 		}
 	}
-	frontends := make(map[[16]byte]bool, len(s.Addresses()))
-	for _, a := range s.Addresses() {
-		frontends[a] = true
-	}
-	newFrontends, oldFrontends := changes(d.frontends, frontends)
-	newBackends, oldBackends := changes(d.backends, backends)
-
-	if err := d.prog.UpdateAddresses(nil, oldFrontends); err != nil {
+	d.told = false
+	if err := d.prog.UpdateAddresses(nil, delta.GoneAddresses); err != nil {
 		return fmt.Errorf("taking addresses from the classifier: %w", err)
 	}
-	if err := d.prog.UpdateBackends(newBackends, oldBackends); err != nil {
+	if err := d.prog.UpdateBackends(delta.NewBackends, delta.GoneBackends); err != nil {
 		return fmt.Errorf("telling the classifier of backends: %w", err)
 	}
-	d.backends = backends
 	d.snapshot.Store(s)
 	d.publishedAt.Store(d.clock.now())
-	if err := d.prog.UpdateAddresses(newFrontends, nil); err != nil {
+	if err := d.prog.UpdateAddresses(delta.NewAddresses, nil); err != nil {
 		return fmt.Errorf("giving addresses to the classifier: %w", err)
 	}
-	d.frontends = frontends
+	d.told = true
 	return nil
 }
 
-// changes says what makes a set of addresses another.
-func changes(from, to map[[16]byte]bool) (add, remove [][16]byte) {
-	for a := range from {
+// difference compares s with what the classifier knows, be it from an earlier
+// process.
+func (d *Dataplane) difference(s *service.Snapshot) (delta service.Delta, err error) {
+	frontends, err := d.prog.Addresses()
+	if err != nil {
+		return delta, fmt.Errorf("asking the classifier for its addresses: %w", err)
+	}
+	backends, err := d.prog.Backends()
+	if err != nil {
+		return delta, fmt.Errorf("asking the classifier for its backends: %w", err)
+	}
+	serving := map[[16]byte]bool{}
+	for _, p := range s.ServicePorts() {
+		for _, b := range p.ServingBackends() {
+			serving[b.Addr] = true
+		}
+	}
+	served := make(map[[16]byte]bool, len(s.Addresses()))
+	for _, a := range s.Addresses() {
+		served[a] = true
+	}
+	delta.NewAddresses, delta.GoneAddresses = changes(frontends, served)
+	delta.NewBackends, delta.GoneBackends = changes(backends, serving)
+	return delta, nil
+}
+
+// changes says what makes a list of addresses a set.
+func changes(from [][16]byte, to map[[16]byte]bool) (add, remove [][16]byte) {
+	was := make(map[[16]byte]bool, len(from))
+	for _, a := range from {
+		was[a] = true
 		if !to[a] {
 			remove = append(remove, a)
 		}
 	}
 	for a := range to {
-		if !from[a] {
+		if !was[a] {
 			add = append(add, a)
 		}
 	}

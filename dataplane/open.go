@@ -187,7 +187,7 @@ func (d *Dataplane) load(ports []*port) error {
 		SCTP:         true,
 		PinDir:       d.pinDir(),
 	}
-	if d.cfg.Mode == ModeAlone {
+	if d.cfg.Mode != ModeFront {
 		spec.Mode = xdpprog.ModeAlone
 	}
 	var err error
@@ -280,20 +280,7 @@ func (d *Dataplane) giveSlots(ports []*port) error {
 			p.queues[i] = &queue{port: p, number: i, index: d.prog.Index(p.slot, i)}
 		}
 	}
-	if d.frontends, err = setOf(d.prog.Addresses()); err != nil {
-		return err
-	}
-	d.backends, err = setOf(d.prog.Backends())
-	return err
-}
-
-// setOf makes a set of a list, errors passed on.
-func setOf(list [][16]byte, err error) (map[[16]byte]bool, error) {
-	set := make(map[[16]byte]bool, len(list))
-	for _, a := range list {
-		set[a] = true
-	}
-	return set, err
+	return nil
 }
 
 // beat writes the heartbeat of a queue. Its worker, or Open.

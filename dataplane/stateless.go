@@ -9,7 +9,7 @@ import (
 )
 
 // Forwarding without state, for when the flow table has no room left and nobody else
-// serves what is passed (mode alone). Consistent selection makes it possible: the same
+// serves what is passed (modes alone and named). Consistent selection makes it possible: the same
 // flow meets the same backend with every packet, and a reply tells by its two ends which
 // frontend's flow it can be of, since only for that one the hash leads its client to
 // this backend. While it lasts the classifier sends here what comes from backends, for
@@ -36,7 +36,7 @@ type backendOf struct {
 func (d *Dataplane) prepareOverflow() {
 	s, old := d.snapshot.Load(), d.behind.Load()
 	stats := d.table.Stats()
-	if d.cfg.Mode != ModeAlone || s == nil || old != nil && old.generation == s.Generation ||
+	if d.cfg.Mode == ModeFront || s == nil || old != nil && old.generation == s.Generation ||
 		stats.Flows < stats.Capacity*8/10 {
 		return
 	}
@@ -74,7 +74,7 @@ func (b *behind) frontend(s *service.Snapshot, proto uint8, backend service.Back
 // withoutRoom ends frame i, of a flow for which the table has no room.
 func (w *worker) withoutRoom(i int, f *flowtable.Flow, consistent bool) {
 	w.d.press()
-	if w.d.cfg.Mode != ModeAlone || !consistent || f.Source != f.Client {
+	if w.d.cfg.Mode == ModeFront || !consistent || f.Source != f.Client {
 		w.giveBack(i, TableFull)
 		return
 	}
@@ -97,7 +97,7 @@ func (w *worker) withoutRoom(i int, f *flowtable.Flow, consistent bool) {
 // reports whether it was.
 func (w *worker) statelessReply(i int) bool {
 	all := w.d.behind.Load()
-	if all == nil || w.d.cfg.Mode != ModeAlone {
+	if all == nil || w.d.cfg.Mode == ModeFront {
 		return false
 	}
 	p := &w.b.packets[i]

@@ -431,8 +431,15 @@ func checkSnapshot(t *testing.T, s *Snapshot) {
 			}
 		}
 	}
-	if count != len(s.frontends) || len(s.served) != len(s.addresses) {
-		t.Fatalf("%d frontends of ports, %d indexed; %d addresses, %d indexed", count, len(s.frontends), len(s.addresses), len(s.served))
+	frontends, addresses := 0, 0
+	for i := range s.shards {
+		for _, at := range s.shards[i] {
+			addresses++
+			frontends += len(at.ports)
+		}
+	}
+	if count != frontends || addresses != len(s.addresses) {
+		t.Fatalf("%d frontends of ports, %d indexed; %d addresses, %d indexed", count, frontends, len(s.addresses), addresses)
 	}
 }
 

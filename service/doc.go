@@ -3,13 +3,13 @@
 //
 // The way of a change:
 //
-//	source (Folder)  ->  Services, EndpointSlices  ->  Build  ->  Snapshot  ->  publish
+//	source (Folder, apiserver.Source)  ->  Services, EndpointSlices  ->  Catalog  ->  Snapshot  ->  publish
 //
-// A source reads and validates objects and owns the only goroutine here. Build is a pure function from the objects and
-// the previous Snapshot to the next one, by kube-proxy's rules (pkg/proxy: topology.go, endpointslicecache.go,
-// servicechangetracker.go). Whatever an object asks for and does not get is a Problem that names object, field and reason.
+// A source reads objects and owns the goroutines. A Catalog keeps what matters of the objects, and makes from it the next
+// Snapshot, by kube-proxy's rules (pkg/proxy: topology.go, endpointslicecache.go, servicechangetracker.go), at a cost in
+// proportion to what changed. Whatever an object asks for and does not get is a Problem that names object, field and reason.
 //
-// Ownership: a Snapshot and all it leads to never change after Build has returned it, so any number of workers read it
+// Ownership: a Snapshot and all it leads to never change after Commit has returned it, so any number of workers read it
 // without a lock. Two consecutive Snapshots share what did not change; the round-robin counter of a ServicePort is the one
 // mutable thing, atomic, and handed on from Snapshot to Snapshot.
 //
@@ -17,13 +17,13 @@
 // kube-proxy treats them as two as well.
 //
 // Where an object is refused: the folder's strict decoding refuses a manifest that the API server would refuse, and the
-// whole folder's last good state serves on. Build refuses single endpoints and frontends that are unsafe to translate to
+// whole folder's last good state serves on. A Catalog refuses single endpoints and frontends that are unsafe to translate to
 // (loopback, link-local, multicast, an address that is itself a ClusterIP, ...) and goes on with the rest.
 //
 // Topology hints are honoured as kube-proxy honours them: node hints before zone hints, over Ready endpoints only.
 // spec.trafficDistribution is not read, because the control plane has already turned it into hints.
 //
 // Not here yet: session affinity with a timeout. A Service with sessionAffinity ClientIP is chosen for by a hash of the
-// client's address alone, which is sticky, but has no clock. Build is not incremental: it is linear in all objects.
+// client's address alone, which is sticky, but has no clock.
 // External IPs, NodePorts and LoadBalancer status are ignored on purpose (CVE-2020-8554).
 package service

@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -52,6 +53,21 @@ type Report struct {
 	Problems []Problem // the first 1000
 	Omitted  int       // how many more there were
 	Refused  int       // endpoints refused as unsafe; each is among Problems or Omitted
+	// RefusedClusterIPs counts ClusterIPs outside of every known Service range, likewise.
+	RefusedClusterIPs int
+}
+
+// append adds what another Report says.
+func (r *Report) append(o *Report) {
+	room := min(maxProblems-len(r.Problems), len(o.Problems))
+	r.Problems = append(r.Problems, o.Problems[:room]...)
+	r.Omitted += o.Omitted + len(o.Problems) - room
+	r.Refused += o.Refused
+	r.RefusedClusterIPs += o.RefusedClusterIPs
+}
+
+func (r *Report) equal(o *Report) bool {
+	return r.Omitted == o.Omitted && r.Refused == o.Refused && r.RefusedClusterIPs == o.RefusedClusterIPs && slices.Equal(r.Problems, o.Problems)
 }
 
 func (r *Report) add(object, field, format string, args ...any) {

@@ -3,6 +3,8 @@ package service
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -114,26 +116,70 @@ func (p *ServicePort) String() string {
 	return s
 }
 
-// Snapshot is everything the dataplane knows of Services at one moment. It is immutable: build the next one with Build.
+// Snapshot is everything the dataplane knows of Services at one moment. It is immutable: a Catalog makes the next one.
 type Snapshot struct {
 	// Generation is 1 for the first Snapshot of a process and one more for each following one. It is never 0.
 	Generation uint32
 
-	ports     []*ServicePort
-	frontends map[Frontend]*ServicePort
-	addresses [][16]byte
-	served    map[[16]byte]struct{}
+	ports     []*ServicePort // sorted
+	addresses [][16]byte     // sorted
+	shards    [shards]map[[16]byte]*atAddress
+
+	// What is not as in the Snapshot before.
+	before                      *lineage
+	newAddresses, goneAddresses [][16]byte
+	newBackends, goneBackends   [][16]byte
+	self                        *lineage
+}
+
+// lineage tells Snapshots from each other without holding on to them.
+type lineage struct{ _ byte }
+
+// shards is in how many parts the index of a Snapshot is: what changes costs a copy of one of them.
+const shards = 1024
+
+// atAddress are the ServicePorts of one ClusterIP, sorted by protocol and port.
+type atAddress struct {
+	ports []located
+}
+
+type located struct {
+	number uint32 // protocol<<16 | port
+	*ServicePort
+}
+
+func numberOf(f *Frontend) uint32 { return uint32(f.Proto)<<16 | uint32(f.Port) }
+
+func shardOf(addr *[16]byte) int {
+	return int(mix(binary.LittleEndian.Uint64(addr[8:])^key0, binary.LittleEndian.Uint64(addr[:8])^key1) % shards)
 }
 
 // Lookup finds the ServicePort that has the frontend, or nil.
-func (s *Snapshot) Lookup(f *Frontend) *ServicePort { return s.frontends[*f] }
+func (s *Snapshot) Lookup(f *Frontend) *ServicePort {
+	at := s.shards[shardOf(&f.Addr)][f.Addr]
+	if at == nil {
+		return nil
+	}
+	number := numberOf(f)
+	if len(at.ports) > 8 {
+		if i, ok := slices.BinarySearchFunc(at.ports, number, compareLocated); ok {
+			return at.ports[i].ServicePort
+		}
+		return nil
+	}
+	for i := range at.ports {
+		if at.ports[i].number == number {
+			return at.ports[i].ServicePort
+		}
+	}
+	return nil
+}
+
+func compareLocated(l located, number uint32) int { return cmp.Compare(l.number, number) }
 
 // Serves says whether the address belongs to any frontend. If so and Lookup finds nothing, the client uses a port or
 // protocol that the Service does not define.
-func (s *Snapshot) Serves(addr [16]byte) bool {
-	_, ok := s.served[addr]
-	return ok
-}
+func (s *Snapshot) Serves(addr [16]byte) bool { return s.shards[shardOf(&addr)][addr] != nil }
 
 // Addresses lists every address that Serves says yes to, sorted. The caller must not change it.
 func (s *Snapshot) Addresses() [][16]byte { return s.addresses }
@@ -141,43 +187,148 @@ func (s *Snapshot) Addresses() [][16]byte { return s.addresses }
 // ServicePorts lists all, sorted by namespace, name, port name, protocol and family. The caller must not change it.
 func (s *Snapshot) ServicePorts() []*ServicePort { return s.ports }
 
-// newSnapshot indexes ports, which are sorted, and takes over from prev whatever is the same. If everything is, it
-// returns prev.
-func newSnapshot(prev *Snapshot, ports []*ServicePort) *Snapshot {
-	if prev != nil && slices.Equal(prev.ports, ports) {
-		return prev
-	}
-	s := &Snapshot{Generation: 1, ports: ports, frontends: make(map[Frontend]*ServicePort, len(ports))}
-	if prev != nil {
-		s.Generation = prev.Generation + 1
-		if s.Generation == 0 {
-			s.Generation = 1
-		}
-	}
-	for _, p := range ports {
-		for _, f := range p.Frontends {
-			s.frontends[f] = p
-			s.addresses = append(s.addresses, f.Addr)
-		}
-	}
-	slices.SortFunc(s.addresses, compareAddr)
-	s.addresses = slices.Compact(s.addresses)
-	if prev != nil && slices.Equal(prev.addresses, s.addresses) {
-		s.addresses, s.served = prev.addresses, prev.served
-		return s
-	}
-	s.served = make(map[[16]byte]struct{}, len(s.addresses))
-	for _, a := range s.addresses {
-		s.served[a] = struct{}{}
-	}
-	return s
+// Delta is what one Snapshot has more, and less, than another. Backends are those that serve, be it only flows that they have.
+type Delta struct {
+	NewAddresses, GoneAddresses [][16]byte
+	NewBackends, GoneBackends   [][16]byte
 }
 
-func comparePort(a, b *ServicePort) int {
+// After gives what is not as in prev, if prev is the Snapshot that s was made from.
+func (s *Snapshot) After(prev *Snapshot) (Delta, bool) {
+	if prev == nil || s.before == nil || s.before != prev.self {
+		return Delta{}, false
+	}
+	return Delta{s.newAddresses, s.goneAddresses, s.newBackends, s.goneBackends}, true
+}
+
+// edit replaces the ServicePorts of one Service by others.
+type edit struct{ old, new []*ServicePort }
+
+// edit makes the next Snapshot. The edits are sorted by Service. s may be nil.
+func (s *Snapshot) edit(edits []edit) *Snapshot {
+	next := &Snapshot{Generation: 1, self: new(lineage)}
+	if s != nil {
+		next.Generation = s.Generation + 1
+		if next.Generation == 0 {
+			next.Generation = 1
+		}
+		next.before, next.shards, next.addresses = s.self, s.shards, s.addresses
+	}
+	next.ports = s.editPorts(edits)
+	var mine [shards]bool // those of next that are not shared with s
+	touched := make(map[[16]byte]bool)
+	at := func(f *Frontend) *atAddress {
+		shard := shardOf(&f.Addr)
+		if !mine[shard] {
+			mine[shard] = true
+			if next.shards[shard] = maps.Clone(next.shards[shard]); next.shards[shard] == nil {
+				next.shards[shard] = make(map[[16]byte]*atAddress)
+			}
+		}
+		was := next.shards[shard][f.Addr]
+		if was != nil && touched[f.Addr] {
+			return was
+		}
+		touched[f.Addr] = true
+		is := new(atAddress)
+		if was != nil {
+			is.ports = slices.Clone(was.ports)
+		}
+		next.shards[shard][f.Addr] = is
+		return is
+	}
+	for i := range edits { // what goes first: an address may change hands
+		for _, p := range edits[i].old {
+			for k := range p.Frontends {
+				a := at(&p.Frontends[k])
+				if at, ok := slices.BinarySearchFunc(a.ports, numberOf(&p.Frontends[k]), compareLocated); ok && a.ports[at].ServicePort == p {
+					a.ports = slices.Delete(a.ports, at, at+1)
+				}
+			}
+		}
+	}
+	for i := range edits {
+		for _, p := range edits[i].new {
+			for k := range p.Frontends {
+				a, n := at(&p.Frontends[k]), numberOf(&p.Frontends[k])
+				where, _ := slices.BinarySearchFunc(a.ports, n, compareLocated)
+				a.ports = slices.Insert(a.ports, where, located{n, p})
+			}
+		}
+	}
+	for addr := range touched {
+		shard := shardOf(&addr)
+		is, was := len(next.shards[shard][addr].ports) != 0, s != nil && s.Serves(addr)
+		switch {
+		case !is:
+			delete(next.shards[shard], addr)
+			if was {
+				next.goneAddresses = append(next.goneAddresses, addr)
+			}
+		case !was:
+			next.newAddresses = append(next.newAddresses, addr)
+		}
+	}
+	if len(next.newAddresses)+len(next.goneAddresses) != 0 {
+		next.addresses = editAddresses(next.addresses, next.newAddresses, next.goneAddresses)
+	}
+	return next
+}
+
+// editPorts copies the list of ports with the edits in it.
+func (s *Snapshot) editPorts(edits []edit) []*ServicePort {
+	var old []*ServicePort
+	if s != nil {
+		old = s.ports
+	}
+	size := len(old)
+	for i := range edits {
+		size += len(edits[i].new) - len(edits[i].old)
+	}
+	ports := make([]*ServicePort, 0, size)
+	for i := range edits {
+		first := edits[i].new
+		if len(first) == 0 {
+			first = edits[i].old
+		}
+		if len(first) == 0 {
+			continue
+		}
+		service := first[0]
+		at, _ := slices.BinarySearchFunc(old, service, compareService)
+		ports = append(append(ports, old[:at]...), edits[i].new...)
+		old = old[at+len(edits[i].old):]
+	}
+	return append(ports, old...)
+}
+
+// editAddresses copies a sorted list of addresses with come in it and gone not.
+func editAddresses(old, come, gone [][16]byte) [][16]byte {
+	slices.SortFunc(come, compareAddr)
+	slices.SortFunc(gone, compareAddr)
+	list := make([][16]byte, 0, len(old)+len(come)-len(gone))
+	for _, a := range old {
+		for len(come) != 0 && compareAddr(come[0], a) < 0 {
+			list, come = append(list, come[0]), come[1:]
+		}
+		if len(gone) != 0 && gone[0] == a {
+			gone = gone[1:]
+			continue
+		}
+		list = append(list, a)
+	}
+	return append(list, come...)
+}
+
+func compareService(a, b *ServicePort) int {
 	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
 		return c
 	}
-	if c := strings.Compare(a.Name, b.Name); c != 0 {
+	return strings.Compare(a.Name, b.Name)
+}
+
+func comparePort(a, b *ServicePort) int {
+	if c := compareService(a, b); c != 0 {
 		return c
 	}
 	if c := strings.Compare(a.PortName, b.PortName); c != 0 {

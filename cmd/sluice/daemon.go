@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-net/sluice/dataplane"
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/service"
+	"github.com/sluice-net/sluice/service/apiserver"
 	"github.com/sluice-net/sluice/xdpprog"
 )
 
@@ -27,7 +28,7 @@ import (
 //	questions to the machine
 //	the lock against a second instance
 //	the listeners of health and metrics
-//	the manifests, and with them the first snapshot
+//	the source of Services: manifests and with them the first snapshot, or the API server
 //	the dataplane
 //	run
 //
@@ -68,8 +69,8 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	}
 	hold(servers.close)
 
-	p := publisher{log: log}
-	source, err := openManifests(cfg, log, p.publish)
+	var p publisher
+	source, err := openSource(cfg, log, p.publish)
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,10 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 
 // needs says what the configuration wants of the machine.
 func needs(cfg *config.Configuration) preflight.Needs {
-	n := preflight.Needs{Manifests: cfg.Manifests, Pins: cfg.Pins()}
+	n := preflight.Needs{Pins: cfg.Pins()}
+	if cfg.Source == "manifests" {
+		n.Manifests = cfg.Manifests
+	}
 	for _, i := range cfg.Interfaces {
 		n.Interfaces = append(n.Interfaces, i.Name)
 	}
@@ -125,16 +129,22 @@ type daemon struct {
 	build buildInfo
 
 	mu        sync.RWMutex // held for as long as one looks at the two
-	source    *service.Folder
+	source    source
 	dataplane *dataplane.Dataplane
+}
+
+// source is where Services come from.
+type source interface {
+	Status() service.Status
+	Close() error
 }
 
 // show says what to look at from now on. When it returns, nobody looks at what
 // was there before.
-func (d *daemon) show(source *service.Folder, dp *dataplane.Dataplane) {
+func (d *daemon) show(s source, dp *dataplane.Dataplane) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.source, d.dataplane = source, dp
+	d.source, d.dataplane = s, dp
 }
 
 // picture is what /metrics shows.
@@ -159,7 +169,13 @@ func (d *daemon) health() dataplane.Health {
 	if d.dataplane == nil {
 		return dataplane.Health{Live: true, Reason: "starting or stopping"}
 	}
-	return d.dataplane.Health()
+	h := d.dataplane.Health()
+	if !h.Ready && h.Live && d.source != nil {
+		if err := d.source.Status().Err; err != nil {
+			h.Reason += ": " + err.Error()
+		}
+	}
+	return h
 }
 
 // announce logs what was started.
@@ -209,24 +225,20 @@ func (d *daemon) listen(cfg *config.Configuration, log *slog.Logger) (listeners,
 // publisher hands snapshots from the source to the dataplane, which comes
 // later: what is published before that waits.
 type publisher struct {
-	log *slog.Logger
-
 	mu     sync.Mutex
 	latest *service.Snapshot
 	to     func(*service.Snapshot) error
 }
 
 // publish is called by the source.
-func (p *publisher) publish(s *service.Snapshot) {
+func (p *publisher) publish(s *service.Snapshot) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.latest = s
 	if p.to == nil {
-		return
+		return nil
 	}
-	if err := p.to(s); err != nil {
-		p.log.Error("a change of Services could not be put in force", "generation", s.Generation, "err", err)
-	}
+	return p.to(s)
 }
 
 // attach hands on what has come, and from now on whatever comes.
@@ -240,8 +252,8 @@ func (p *publisher) attach(to func(*service.Snapshot) error) error {
 	return to(p.latest)
 }
 
-// openManifests opens the folder that Services come from.
-func openManifests(cfg *config.Configuration, log *slog.Logger, publish func(*service.Snapshot)) (*service.Folder, error) {
+// openSource opens what Services come from.
+func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*service.Snapshot) error) (source, error) {
 	selection, err := service.ParseSelection(cfg.Selection)
 	if err != nil {
 		return nil, err
@@ -250,7 +262,24 @@ func openManifests(cfg *config.Configuration, log *slog.Logger, publish func(*se
 	if err != nil {
 		return nil, err
 	}
-	return service.OpenFolder(cfg.Manifests, service.Config{NodeName: name, Zone: cfg.Zone, Selection: selection}, log, publish)
+	sc := service.Config{NodeName: name, Zone: cfg.Zone, Selection: selection}
+	if cfg.Mode == "named" {
+		sc.ProxyName = cfg.ServiceProxyName
+	}
+	if cfg.Source == "apiServer" {
+		return apiserver.Open(apiserver.Config{
+			Connection: apiserver.Connection{
+				Kubeconfig: cfg.ClientConnection.Kubeconfig, Server: cfg.APIServer, ContentType: cfg.ClientConnection.ContentType,
+				QPS: float32(cfg.ClientConnection.QPS), Burst: cfg.ClientConnection.Burst,
+			},
+			Service: sc, MinSyncPeriod: time.Duration(cfg.MinSyncPeriod),
+		}, log, publish)
+	}
+	return service.OpenFolder(cfg.Manifests, sc, log, func(s *service.Snapshot) {
+		if err := publish(s); err != nil {
+			log.Error("a change of Services could not be put in force", "generation", s.Generation, "err", err)
+		}
+	})
 }
 
 // nodeName is the node's name as kubelet and kube-proxy make it

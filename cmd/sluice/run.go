@@ -16,10 +16,11 @@ func newRun() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Serve ClusterIPs on this node until told to stop",
-		Long: `Serve the ClusterIPs of the Services in a folder of manifests, on the interfaces
-named, until SIGTERM or SIGINT. Everything can be set in a configuration file;
-flags override only what they name.`,
+		Long: `Serve the ClusterIPs of the Services in a folder of manifests or of an API
+server, on the interfaces named, until SIGTERM or SIGINT. Everything can be set in
+a configuration file; flags override only what they name.`,
 		Example: `  sluice run --interface eth0 --interface vethweb=native --manifests ./services
+  sluice run --interface eth0 --kubeconfig /etc/sluice/kubeconfig
   sluice run --config /etc/sluice/config.yaml --on-exit keep`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			draft, err := o.draft(c.Flags())
@@ -51,7 +52,9 @@ func (o *overrides) bind(fs *pflag.FlagSet) {
 	o.bindFile(fs)
 	fs.StringArrayVar(&o.interfaces, "interface", nil, "`name[=kind]` of an interface to serve; may be given again. kind: "+strings.Join(config.Kinds, ", "))
 	fs.StringVar(&v.Manifests, "manifests", d.Manifests, "`folder` of Service and EndpointSlice manifests")
-	fs.StringVar(&v.Mode, "mode", d.Mode, "`mode`: front (beside kube-proxy) or alone (in its place)")
+	fs.StringVar(&v.ClientConnection.Kubeconfig, "kubeconfig", "", "take Services from an API server, as this `file` says")
+	fs.StringVar(&v.APIServer, "apiserver", "", "take Services from the API server at this `URL`, with the credentials of --kubeconfig or the pod")
+	fs.StringVar(&v.Mode, "mode", d.Mode, "`mode`: front (beside kube-proxy), named (only Services with our label) or alone (in its place)")
 	fs.StringVar(&v.OnExit, "on-exit", d.OnExit, "what is left at the `end`: remove (nothing) or keep (what a restart adopts)")
 	o.bindPinPath(fs)
 	fs.StringVar(&v.MetricsBindAddress, "metrics-address", d.MetricsBindAddress, "`address` of /metrics; empty for none")
@@ -87,6 +90,10 @@ func (o *overrides) draft(fs *pflag.FlagSet) (*config.Draft, error) {
 	}{
 		{"interface", "interfaces", func() { d.Interfaces = parseInterfaces(o.interfaces) }},
 		{"manifests", "manifests", func() { d.Manifests = absolute(v.Manifests) }},
+		{"kubeconfig", "clientConnection.kubeconfig", func() {
+			d.ClientConnection.Kubeconfig, d.Source = absolute(v.ClientConnection.Kubeconfig), "apiServer"
+		}},
+		{"apiserver", "apiServer", func() { d.APIServer, d.Source = v.APIServer, "apiServer" }},
 		{"mode", "mode", func() { d.Mode = v.Mode }},
 		{"on-exit", "onExit", func() { d.OnExit = v.OnExit }},
 		{"pin-path", "pinPath", func() { d.PinPath = v.PinPath }},

@@ -23,6 +23,7 @@ var rooms = map[string][]string{
 	"nat":                   {},
 	"flowtable":             {},
 	"service":               {},
+	"service/apiserver":     {"service"},
 	"xdpprog":               {},
 	"dataplane/xsk":         {},
 	"internal/netlab":       {},
@@ -30,7 +31,7 @@ var rooms = map[string][]string{
 	"dataplane":             {"dataplane/xsk", "xdpprog", "flowtable", "nat", "service"},
 	"internal/differential": {"dataplane", "service", "internal/netlab"},
 	"bench":                 {"dataplane", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
-	"cmd":                   {"bench", "dataplane", "dataplane/xsk", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
+	"cmd":                   {"bench", "dataplane", "dataplane/xsk", "xdpprog", "flowtable", "nat", "service", "service/apiserver", "internal/netlab"},
 }
 
 // only says where a package from outside, or anything below it, may be imported.
@@ -41,8 +42,8 @@ var only = map[string][]string{
 	"golang.org/x/sys":                    {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench", "internal/differential"},
 	"github.com/vishvananda":              {"dataplane", "xdpprog", "internal/netlab", "cmd", "bench"},
 	"github.com/cilium/ebpf":              {"xdpprog", "internal/netlab", "bench"},
-	"k8s.io/client-go":                    {"service"},
-	"k8s.io":                              {"service"},
+	"k8s.io/client-go":                    {"service/apiserver"},
+	"k8s.io":                              {"service", "service/apiserver"},
 	"sigs.k8s.io":                         {"service", "cmd"},
 	"github.com/prometheus/client_golang": {"cmd"},
 	"github.com/spf13":                    {"cmd"},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -14,7 +15,9 @@ import (
 
 // Allowed words of the fields that have words.
 var (
-	Modes      = []string{"front", "alone"}
+	Modes      = []string{"front", "named", "alone"}
+	Sources    = []string{"manifests", "apiServer"}
+	contents   = []string{"application/vnd.kubernetes.protobuf", "application/json"}
 	Kinds      = []string{"auto", "steered", "native", "generic"}
 	Selections = []string{"consistent", "random", "roundRobin"}
 	OnExits    = []string{"remove", "keep"}
@@ -47,6 +50,14 @@ func (d *Draft) Check() error {
 	c := checker{draft: d}
 	c.word("mode", d.Mode, Modes)
 	c.interfaces()
+	if d.Mode == "named" {
+		c.labelValue("serviceProxyName", d.ServiceProxyName)
+	}
+	c.word("source", d.Source, Sources)
+	if d.Source == "apiServer" {
+		c.apiServer()
+	}
+	c.duration("minSyncPeriod", d.MinSyncPeriod, 0, time.Minute)
 	c.absolute("manifests", d.Manifests)
 	c.word("selection", d.Selection, Selections)
 
@@ -168,6 +179,36 @@ func (c *checker) deviceName(path, name string, room int) bool {
 		return true
 	}
 	return false
+}
+
+// labelValue refuses what cannot be the value of a Kubernetes label, or is empty.
+func (c *checker) labelValue(path, value string) {
+	inside := func(r rune) bool {
+		return r < 128 && (unicode.IsLetter(r) || unicode.IsDigit(r) || r == '-' || r == '_' || r == '.')
+	}
+	edge := func(b byte) bool { return inside(rune(b)) && b != '-' && b != '_' && b != '.' }
+	bad := func(r rune) bool { return !inside(r) }
+	if value == "" || len(value) > 63 || strings.ContainsFunc(value, bad) || !edge(value[0]) || !edge(value[len(value)-1]) {
+		c.refuse(path, "want the value of a label (1 to 63 letters, digits, -, _ and ., ends without the signs), got %q", value)
+	}
+}
+
+func (c *checker) apiServer() {
+	d := c.draft
+	if d.APIServer != "" {
+		if u, err := url.Parse(d.APIServer); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+			c.refuse("apiServer", "want a URL such as https://192.0.2.10:6443, got %q", d.APIServer)
+		}
+	}
+	conn := &d.ClientConnection
+	if conn.Kubeconfig != "" {
+		c.absolute("clientConnection.kubeconfig", conn.Kubeconfig)
+	}
+	c.word("clientConnection.contentType", conn.ContentType, contents)
+	if conn.QPS != -1 {
+		c.number("clientConnection.qps", conn.QPS, 1, 10000)
+	}
+	c.number("clientConnection.burst", conn.Burst, 1, 10000)
 }
 
 func (c *checker) interfaces() {

@@ -86,7 +86,7 @@ func TestBadFiles(t *testing.T) {
 		{"long text", head + "workers: " + strings.Repeat("x", 400) + "\n", `f.yaml:3: workers: want a whole number, got "` + strings.Repeat("x", 40) + `..."`},
 
 		// Values.
-		{"mode", head + "mode: nftables\n", `f.yaml:3: mode: want front or alone, got "nftables"`},
+		{"mode", head + "mode: nftables\n", `f.yaml:3: mode: want front, named or alone, got "nftables"`},
 		{"selection", head + "selection: roundrobin\n", `f.yaml:3: selection: want consistent, random or roundRobin, got "roundrobin"`},
 		{"kind", head + "interfaces:\n- name: eth0\n  kind: skb\n", `f.yaml:5: interfaces[0].kind: want auto, steered, native or generic, got "skb"`},
 		{"no name", head + "interfaces:\n- kind: native\n", "f.yaml:4: interfaces[0].name: missing; want the name of a network device"},
@@ -217,7 +217,7 @@ func TestOrigin(t *testing.T) {
 		got = append(got, p.String())
 	}
 	want := []string{
-		`--mode: want front or alone, got "back"`,
+		`--mode: want front, named or alone, got "back"`,
 		`--interface: "a b" cannot be the name of a network device`,
 		`--log-format: want auto, text or json, got "xml"`,
 	}

@@ -35,18 +35,34 @@ type Configuration struct {
 	Kind string `yaml:"kind"`
 
 	// Mode says which Services are served and who serves what is passed:
-	// front (beside kube-proxy, which stays the fallback) or alone (in
-	// kube-proxy's place).
+	// front (beside kube-proxy, which stays the fallback), named (only those
+	// that carry serviceProxyName, which kube-proxy leaves alone) or alone (all
+	// others, in kube-proxy's place).
 	Mode string `yaml:"mode"`
+	// ServiceProxyName is the value of the label
+	// service.kubernetes.io/service-proxy-name that mode named serves.
+	ServiceProxyName string `yaml:"serviceProxyName"`
 	// HostnameOverride is this node's name in EndpointSlices, which decides
 	// which endpoints are local. Empty: the host's name.
 	HostnameOverride string `yaml:"hostnameOverride"`
 	// Zone is this node's label topology.kubernetes.io/zone, which decides which
-	// endpoints' zone hints are this node's. Empty: none.
+	// endpoints' zone hints are this node's. Empty: what the Node object says,
+	// with source apiServer; otherwise none.
 	Zone string `yaml:"zone"`
 	// Interfaces are the network devices to serve. At least one is needed, here
 	// or by --interface.
 	Interfaces []Interface `yaml:"interfaces"`
+	// Source is where Services come from: manifests or apiServer.
+	Source string `yaml:"source"`
+	// APIServer is the URL of the API server, in place of the one that
+	// clientConnection.kubeconfig or the pod's environment names: a proxy of
+	// ClusterIPs must not need one to start.
+	APIServer string `yaml:"apiServer"`
+	// ClientConnection says how the API server is talked to.
+	ClientConnection ClientConnection `yaml:"clientConnection"`
+	// MinSyncPeriod is the least time between two changes of what is programmed.
+	// One that comes after a longer rest is programmed at once.
+	MinSyncPeriod Duration `yaml:"minSyncPeriod"`
 	// Manifests is the folder of Service and EndpointSlice manifests (YAML or
 	// JSON), which is watched: an edit takes effect at once.
 	Manifests string `yaml:"manifests"`
@@ -109,6 +125,21 @@ type Configuration struct {
 	Logging Logging `yaml:"logging"`
 	// Debug is for finding faults in Sluice itself.
 	Debug Debug `yaml:"debug"`
+}
+
+// ClientConnection says how the API server is talked to.
+type ClientConnection struct {
+	// Kubeconfig is a file with address and credentials. Empty: the service
+	// account of the pod.
+	Kubeconfig string `yaml:"kubeconfig"`
+	// ContentType is how objects are sent: application/vnd.kubernetes.protobuf or
+	// application/json.
+	ContentType string `yaml:"contentType"`
+	// QPS is how many requests a second are sent at most in the long run. -1: no
+	// limit.
+	QPS int `yaml:"qps"`
+	// Burst is how many requests may be sent at once.
+	Burst int `yaml:"burst"`
 }
 
 // Interface is a network device to serve.
@@ -187,12 +218,17 @@ func Default() *Configuration {
 		APIVersion: APIVersion,
 		Kind:       Kind,
 		Mode:       "front",
-		Manifests:  "/etc/sluice/manifests",
-		Selection:  "consistent",
-		BusySpin:   Duration(50 * time.Microsecond),
-		FrameSize:  4096,
-		RingSize:   2048,
-		FlowTable:  FlowTable{Capacity: 65536},
+
+		ServiceProxyName: "sluice",
+		Source:           "manifests",
+		ClientConnection: ClientConnection{ContentType: "application/vnd.kubernetes.protobuf", QPS: 5, Burst: 10},
+		MinSyncPeriod:    Duration(100 * time.Millisecond),
+		Manifests:        "/etc/sluice/manifests",
+		Selection:        "consistent",
+		BusySpin:         Duration(50 * time.Microsecond),
+		FrameSize:        4096,
+		RingSize:         2048,
+		FlowTable:        FlowTable{Capacity: 65536},
 		Conntrack: Conntrack{
 			TCPOpeningTimeout:     Duration(2 * time.Minute),
 			TCPEstablishedTimeout: Duration(24 * time.Hour),

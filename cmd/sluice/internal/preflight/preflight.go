@@ -183,8 +183,11 @@ func missingInterface(name string, existing []string) error {
 	return fmt.Errorf("interface %q does not exist here; there is %s", name, strings.Join(shown, ", "))
 }
 
-// folder checks that the manifests can be listed.
+// folder checks that the manifests can be listed, if there are to be any.
 func folder(path string) error {
+	if path == "" {
+		return nil
+	}
 	info, err := os.Stat(path)
 	switch {
 	case os.IsNotExist(err):

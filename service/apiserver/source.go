@@ -1,0 +1,241 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+
+	"github.com/sluice-net/sluice/service"
+)
+
+// Config is what Open needs.
+type Config struct {
+	Connection
+	// Service says which Services are served, and how. Its NodeName names the Node that is watched.
+	Service service.Config
+	// MinSyncPeriod is the least time between two Snapshots. A change that comes after a longer rest is programmed at once.
+	MinSyncPeriod time.Duration
+}
+
+// publishRetry is when a Snapshot that could not be put in force is tried again.
+const publishRetry = time.Second
+
+// Source watches an API server. Its methods may be called from any goroutine.
+type Source struct {
+	cfg     Config
+	log     *slog.Logger
+	clients *clients
+	publish func(*service.Snapshot) error
+
+	stop  context.CancelFunc
+	loops sync.WaitGroup
+	wake  chan struct{} // something was told to the Catalog
+
+	mu        sync.Mutex // guards what follows
+	catalog   *service.Catalog
+	resources []*resource
+	status    service.Status
+}
+
+// Open begins to watch and returns at once, with an error only for what will never work. publish is called from one goroutine,
+// never after Close, with each new Snapshot; what it refuses is tried again.
+func Open(cfg Config, log *slog.Logger, publish func(*service.Snapshot) error) (*Source, error) {
+	cfg.Service.Partial = true
+	c, err := connect(&cfg.Connection)
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s := &Source{
+		cfg: cfg, log: log.With("server", c.server), clients: c, publish: publish, stop: stop,
+		wake: make(chan struct{}, 1), catalog: service.NewCatalog(cfg.Service),
+	}
+	s.status.Dir = c.server
+	s.watchAll()
+	// What client-go says is for finding faults; what an operator must know is said here.
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(&quiet{log.Handler()}))
+	for _, r := range s.resources {
+		s.loops.Go(func() { r.run(ctx) })
+	}
+	s.loops.Go(func() { s.sync(ctx) })
+	return s, nil
+}
+
+// Close ends the watches and waits for a publish under way. The last Snapshot stays valid.
+func (s *Source) Close() error {
+	s.stop()
+	s.loops.Wait()
+	s.clients.close()
+	return nil
+}
+
+// watchAll lists what is watched, with the selectors that kube-proxy sets (cmd/kube-proxy/app/server.go: Run).
+func (s *Source) watchAll() {
+	c := s.catalog
+	proxyName := must(labels.NewRequirement(service.ProxyNameLabel, selection.DoesNotExist, nil))
+	if name := s.cfg.Service.ProxyName; name != "" {
+		proxyName = must(labels.NewRequirement(service.ProxyNameLabel, selection.Equals, []string{name}))
+	}
+	notHeadless := must(labels.NewRequirement(corev1.IsHeadlessService, selection.DoesNotExist, nil))
+
+	follow(s, s.clients.core, "services", selectors{labels.NewSelector().Add(*proxyName), fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone)},
+		&store[*corev1.Service]{kind: new(corev1.Service), set: c.SetService, remove: c.DeleteService, replace: c.ReplaceServices})
+	follow(s, s.clients.discovery, "endpointslices", selectors{labels.NewSelector().Add(*notHeadless), fields.Everything()},
+		&store[*discoveryv1.EndpointSlice]{kind: new(discoveryv1.EndpointSlice), set: c.SetSlice, remove: c.DeleteSlice, replace: c.ReplaceSlices})
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err) // of constants
+	}
+	return v
+}
+
+// selectors say which objects of a kind are watched.
+type selectors struct {
+	labels labels.Selector
+	fields fields.Selector
+}
+
+func follow[T object](s *Source, client rest.Interface, name string, which selectors, st *store[T]) {
+	r := &resource{name: name, source: s}
+	st.resource = r
+	r.reflector = newReflector(client, s.clients.params, which, st)
+	s.resources = append(s.resources, r)
+}
+
+// kick says that there may be something to commit.
+func (s *Source) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sync commits and publishes until ctx is done.
+func (s *Source) sync(ctx context.Context) {
+	var last time.Time // the last Commit
+	var due *time.Timer
+	for {
+		var at <-chan time.Time
+		if due != nil {
+			at = due.C
+		}
+		select {
+		case <-ctx.Done():
+			if due != nil {
+				due.Stop()
+			}
+			return
+		case <-s.wake:
+			if due != nil {
+				continue // it is coming
+			}
+			if rest := s.cfg.MinSyncPeriod - time.Since(last); rest > 0 {
+				due = time.NewTimer(rest)
+				continue
+			}
+		case <-at:
+			due = nil
+		}
+		last = time.Now()
+		if !s.commit() {
+			due = time.NewTimer(publishRetry)
+		}
+	}
+}
+
+// commit makes and publishes a Snapshot, if all kinds have been listed and something has changed. It reports whether nothing
+// is left to be done.
+func (s *Source) commit() bool {
+	s.mu.Lock()
+	if slices.ContainsFunc(s.resources, func(r *resource) bool { return !r.synced }) {
+		s.mu.Unlock()
+		return true
+	}
+	first := s.status.Changed.IsZero()
+	change := s.catalog.Commit()
+	counts := s.catalog.Counts()
+	s.status.Services, s.status.EndpointSlices, s.status.Report = counts.Services, counts.EndpointSlices, change.Report
+	s.mu.Unlock()
+
+	if !change.Changed && !first {
+		return true
+	}
+	if err := s.publish(change.Snapshot); err != nil {
+		s.log.Error("a change of Services could not be put in force; trying again", "generation", change.Snapshot.Generation, "err", err)
+		return false
+	}
+	s.mu.Lock()
+	s.status.Generation, s.status.Changed = change.Snapshot.Generation, time.Now()
+	s.mu.Unlock()
+	if first {
+		s.log.Info("synced with the API server", "services", counts.Services, "endpoint_slices", counts.EndpointSlices)
+	}
+	return true
+}
+
+// Status says how the source is doing. Its Err names the kinds of objects that cannot be watched now, and its Read is when
+// the last of them was.
+func (s *Source) Status() service.Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status := s.status
+	var errs []error
+	status.Read = time.Now()
+	for _, r := range s.resources {
+		if r.err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", r.name, r.err))
+			if r.contact.Before(status.Read) {
+				status.Read = r.contact
+			}
+		}
+	}
+	status.Checked, status.Err = time.Now(), errors.Join(errs...)
+	return status
+}
+
+// unsynced names the kinds that have not been listed yet.
+func (s *Source) unsynced() string {
+	var names []string
+	for _, r := range s.resources {
+		if !r.synced {
+			names = append(names, r.name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// quiet is a log handler that makes everything a matter of debugging.
+type quiet struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (q *quiet) Enabled(ctx context.Context, _ slog.Level) bool {
+	return q.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+// Handle implements slog.Handler.
+func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return q.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (q *quiet) WithAttrs(attrs []slog.Attr) slog.Handler { return &quiet{q.Handler.WithAttrs(attrs)} }
+
+// WithGroup implements slog.Handler.
+func (q *quiet) WithGroup(name string) slog.Handler { return &quiet{q.Handler.WithGroup(name)} }
