@@ -110,7 +110,7 @@ func (t *Table) line() {
 			continue
 		}
 		if t.clients.most != 0 {
-			t.clients.count(halves(r.addr[client]), t.hashClient(r.addr[client]))
+			t.clients.count(t.hashClient(r.addr[client]))
 		}
 		if t.links[rec] = (link{rec, rec}); r.standing() != settled {
 			queued = append(queued, rec)

@@ -73,7 +73,7 @@ func TestClientsAgainstMap(tt *testing.T) {
 	for step := range rounds(100_000) {
 		if step%(4*capacity) < 2*capacity && total < capacity {
 			a := wordsOf(&[16]byte{0: byte(rng.IntN(256)), 9: byte(rng.IntN(3))})
-			if ok := t.clients.take(halves(a), t.hashClient(a)); ok != (want[a] < 3) {
+			if ok := t.clients.take(t.hashClient(a)); ok != (want[a] < 3) {
 				tt.Fatalf("step %d: taken %v, with %d of it", step, ok, want[a])
 			} else if ok {
 				want[a]++
@@ -85,7 +85,7 @@ func TestClientsAgainstMap(tt *testing.T) {
 			a := list[i]
 			list[i] = list[len(list)-1]
 			list = list[:len(list)-1]
-			t.dropClient(halves(a), t.hashClient(a))
+			t.clients.drop(t.hashClient(a))
 			if want[a]--; want[a] == 0 {
 				delete(want, a)
 			}
@@ -102,7 +102,7 @@ func TestClientsAgainstMap(tt *testing.T) {
 				tt.Fatalf("step %d: %d slots in use, want %d", step, used, len(want))
 			}
 			for a, n := range want {
-				if got := t.clients.find(halves(a), t.hashClient(a)).n; got != n {
+				if got := t.clients.slots[t.clients.find(t.hashClient(a))].n; got != n {
 					tt.Fatalf("step %d: %x has %d, want %d", step, a, got, n)
 				}
 			}

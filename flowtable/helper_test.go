@@ -212,7 +212,7 @@ func check(tb testing.TB, t *Table) {
 		}
 	}
 	for a, n := range counts {
-		if got := t.clients.find(halves(a), t.hashClient(a)).n; got != n {
+		if got := t.clients.slots[t.clients.find(t.hashClient(a))].n; got != n {
 			tb.Fatalf("client %x has %d flows, counted %d", a, n, got)
 		}
 	}

@@ -131,7 +131,7 @@ func (t *Table) insert(n *record, f *Flow, fk, rk *key, fh, rh, ch uint64, now T
 		t.unlock(set)
 		return Ref{}, Full, replyRoom
 	}
-	rec, res, also := t.alloc(n.addr[client], ch)
+	rec, res, also := t.alloc(ch)
 	if res != Inserted {
 		t.unlock(set)
 		return Ref{}, res, noChore
@@ -221,14 +221,14 @@ func zero(x uint64) uint32 { return uint32((x|-x)>>63) ^ 1 }
 
 // alloc takes a record off the free list and counts it for its client. One list and one lock for the table: it is held
 // for a few instructions, and only new flows come here.
-func (t *Table) alloc(client [2]uint64, ch uint64) (uint32, InsertResult, chore) {
+func (t *Table) alloc(ch uint64) (uint32, InsertResult, chore) {
 	t.mu.Lock()
 	rec := t.free
 	if rec == 0 {
 		t.mu.Unlock()
 		return 0, Full, noChore
 	}
-	if t.clients.most != 0 && !t.clients.take(halves(client), ch) {
+	if t.clients.most != 0 && !t.clients.take(ch) {
 		t.mu.Unlock()
 		return 0, OverCap, noChore
 	}

@@ -47,7 +47,7 @@ func (t *Table) Remove(rec uint32) bool {
 	}
 	t.mu.Lock()
 	if t.clients.most != 0 {
-		t.dropClient(halves(r.addr[client]), ch)
+		t.clients.drop(ch)
 	}
 	t.dequeue(rec)
 	t.links[rec].next = t.limbo
