@@ -152,7 +152,7 @@ func (c *tracker) packet(s step) string {
 	if began {
 		return "ne"
 	}
-	return classShort[State(c.t.records[c.rec].state).class(protoTCP)]
+	return classShort[State(c.t.records[c.rec].state).class(protoTCP, 0)]
 }
 
 // TestConntrackTransitions decides the 120 transitions: what the table above says of the kernel and of us is what we do, and

@@ -24,7 +24,7 @@
 //	  0  client 16           | 16  frontend 16
 //	 32  backend 16          | 48  ports, network order: client, frontend, backend, source
 //	                         | 56  protocol 1, flags 1, reserved 6
-//	 64  source 16           | 80  generation 4, reserved 4, forward and reply adjacency 4 + 4
+//	 64  source 16           | 80  generation 4, began 4, forward and reply adjacency 4 + 4
 //	 96  forward, reply seen 4 + 4, state 4, life 4
 //	112  forward packets 8, reply packets 8
 //

@@ -10,12 +10,15 @@ type Entry struct {
 	Record                       uint32
 	Flow                         Flow
 	State                        State
+	Began                        Tick // the first packet
 	ForwardSeen, ReplySeen       Tick
 	ForwardPackets, ReplyPackets uint64
 }
 
 // Class is the word for the timeout that the flow is under: opening, established, close_wait, closing, unreplied, stream.
-func (e *Entry) Class() string { return classWords[e.State.class(e.Flow.Proto)] }
+func (e *Entry) Class() string {
+	return classWords[e.State.class(e.Flow.Proto, lasted(e.Began, e.ForwardSeen, e.ReplySeen))]
+}
 
 // Idle returns the ticks since the flow's last packet in either direction.
 func (e *Entry) Idle(now Tick) Tick {
@@ -51,6 +54,7 @@ func (e *Entry) copy(rec uint32, r *record) {
 	e.Record = rec
 	r.unpack(&e.Flow)
 	e.State = r.known()
+	e.Began = Tick(r.began)
 	e.ForwardSeen = Tick(atomic.LoadUint32(&r.seen[Forward]))
 	e.ReplySeen = Tick(atomic.LoadUint32(&r.seen[Reply]))
 	e.ForwardPackets = atomic.LoadUint64(&r.packets[Forward])

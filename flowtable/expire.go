@@ -14,7 +14,7 @@ type Timeouts struct {
 	TCPCloseWait   time.Duration // 1 h: tcpCloseWaitTimeout; one side has closed
 	TCPClosing     time.Duration // 4 min: both sides have closed, or one has reset; RFC 7857, section 2
 	UDPUnreplied   time.Duration // 30 s: udpTimeout, which leaves the kernel's; also SCTP and the rest
-	UDPStream      time.Duration // 120 s: udpStreamTimeout, likewise
+	UDPStream      time.Duration // 120 s: udpStreamTimeout, likewise; answered, and still going after two seconds
 }
 
 // MaxTimeout is the longest that a timeout may be: half of the time in which a tick wraps, about 26 days. The other half
@@ -40,11 +40,25 @@ const (
 
 var classWords = [classes]string{"opening", "established", "close_wait", "closing", "unreplied", "stream"}
 
-const protoTCP = 6
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
 
-func (s State) class(proto uint8) class {
+// streamAfter is how long a UDP flow goes on before an answer makes it a stream: most that are answered, those to a resolver
+// above all, are over by then. (stream_ts of net/netfilter/nf_conntrack_proto_udp.c.)
+const streamAfter Tick = (2e9 + 1<<tickShift - 1) >> tickShift
+
+// lasted returns the time between a flow's first and last packets. It begins again when ticks wrap: a flow that fell silent within
+// two seconds of that, 52 days old, is given the shorter time once.
+func lasted(began, forwardSeen, replySeen Tick) Tick {
+	return max(idleFor(forwardSeen, began), idleFor(replySeen, began))
+}
+
+// class takes the time that the flow lasted, too.
+func (s State) class(proto uint8, lasted Tick) class {
 	switch {
-	case proto != protoTCP && s&Replied == 0:
+	case proto != protoTCP && s&Replied == 0, proto == protoUDP && lasted <= streamAfter:
 		return unreplied
 	case proto != protoTCP:
 		return stream
@@ -95,13 +109,13 @@ func idleFor(now, seen Tick) Tick {
 // overdue reports whether the flow had no packet, in either direction, for longer than its class may. The kernel's programs
 // may have written the times: they are ticks of the same clock. In a crowd, flows that both sides have closed go soon.
 func (t *Table) overdue(r *record, now Tick, crowd bool) bool {
-	quiet := min(idleFor(now, Tick(atomic.LoadUint32(&r.seen[Forward]))), idleFor(now, Tick(atomic.LoadUint32(&r.seen[Reply]))))
+	forward, reply := Tick(atomic.LoadUint32(&r.seen[Forward])), Tick(atomic.LoadUint32(&r.seen[Reply]))
 	s := r.known()
-	limit := t.idle[s.class(r.proto)]
+	limit := t.idle[s.class(r.proto, lasted(Tick(r.began), forward, reply))]
 	if crowd && r.proto == protoTCP && s.finished() {
 		limit = min(limit, finishedTimeout)
 	}
-	return quiet > limit
+	return min(idleFor(now, forward), idleFor(now, reply)) > limit
 }
 
 // Expire looks at the next budget records, in order of their numbers and around, and removes the flows whose time is

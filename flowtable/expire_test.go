@@ -23,15 +23,20 @@ func TestExpireInTime(tt *testing.T) {
 		class
 		proto uint8
 		steps []step
+		apart Tick // the steps
 		def   time.Duration
 		set   Timeouts
 	}{
-		{tcpOpening, 6, handshake[:2], 120 * time.Second, Timeouts{TCPOpening: time.Minute}},
-		{tcpEstablished, 6, handshake, 24 * time.Hour, Timeouts{TCPEstablished: time.Minute}},
-		{tcpCloseWait, 6, after(step{Forward, fin}), time.Hour, Timeouts{TCPCloseWait: time.Minute}},
-		{tcpClosing, 6, after(step{Forward, rst}), 4 * time.Minute, Timeouts{TCPClosing: time.Minute}},
-		{unreplied, 17, []step{{Forward, 0}}, 30 * time.Second, Timeouts{UDPUnreplied: time.Minute}},
-		{stream, 17, []step{{Forward, 0}, {Reply, 0}}, 120 * time.Second, Timeouts{UDPStream: time.Minute}},
+		{tcpOpening, 6, handshake[:2], 50, 120 * time.Second, Timeouts{TCPOpening: time.Minute}},
+		{tcpEstablished, 6, handshake, 50, 24 * time.Hour, Timeouts{TCPEstablished: time.Minute}},
+		{tcpCloseWait, 6, after(step{Forward, fin}), 50, time.Hour, Timeouts{TCPCloseWait: time.Minute}},
+		{tcpClosing, 6, after(step{Forward, rst}), 50, 4 * time.Minute, Timeouts{TCPClosing: time.Minute}},
+		{unreplied, 17, []step{{Forward, 0}}, 50, 30 * time.Second, Timeouts{UDPUnreplied: time.Minute}},
+		{unreplied, 17, []step{{Forward, 0}, {Forward, 0}}, 10_000, 30 * time.Second, Timeouts{UDPUnreplied: time.Minute}},
+		{unreplied, 17, []step{{Forward, 0}, {Reply, 0}}, streamAfter / 2, 30 * time.Second, Timeouts{UDPUnreplied: time.Minute}},
+		{stream, 17, []step{{Reply, 0}, {Forward, 0}}, streamAfter/2 + 1, 120 * time.Second, Timeouts{UDPStream: time.Minute}},
+		{stream, 17, []step{{Forward, 0}, {Reply, 0}}, streamAfter/2 + 1, 120 * time.Second, Timeouts{UDPStream: time.Minute}},
+		{stream, 132, []step{{Forward, 0}, {Reply, 0}}, 50, 120 * time.Second, Timeouts{UDPStream: time.Minute}},
 	}
 	for _, c := range classesOf {
 		for _, start := range []Tick{0, 1 << 31, 1<<32 - 100} {
@@ -46,7 +51,7 @@ func TestExpireInTime(tt *testing.T) {
 				ref, _ := t.Insert(&f, start)
 				now := start
 				for _, s := range c.steps {
-					now += 50
+					now += c.apart
 					t.Touch(ref.Record, s.d, now, s.flags)
 				}
 				if n := t.Expire(now+ticksOf(limit), 100); n != 0 {

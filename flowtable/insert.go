@@ -170,7 +170,7 @@ func (r *record) pack(f *Flow) {
 // fill writes the whole record but its life, which the sweeper reads at any time and which must turn live last.
 func (r *record) fill(n *record, f *Flow, now Tick) {
 	r.addr, r.ports, r.proto, r.flags, r.source = n.addr, n.ports, n.proto, n.flags, n.source
-	r.generation = f.Generation
+	r.generation, r.began = f.Generation, uint32(now)
 	r.adj = [2]uint32{f.ForwardAdj, f.ReplyAdj}
 	r.seen = [2]uint32{uint32(now), uint32(now)}
 	r.state = 0

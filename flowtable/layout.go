@@ -14,7 +14,7 @@ const (
 	RecordSize = 128 // two: what is compared, what changes
 
 	// Version of the layout. Whatever moves a field, changes the hash or gives a reserved bit a meaning raises it.
-	Version = 1
+	Version = 2
 	// Magic is "sluiceFT" as the bytes lie in memory.
 	Magic uint64 = 0x54466563_69756c73
 
@@ -36,6 +36,7 @@ const (
 	OffsetFlags          = 57
 	OffsetSource         = 64
 	OffsetGeneration     = 80
+	OffsetBegan          = 84
 	OffsetForwardAdj     = 88
 	OffsetReplyAdj       = 92
 	OffsetForwardSeen    = 96
@@ -81,7 +82,7 @@ const (
 type bucket [bucketCells]uint64
 
 // A record is one flow. All of it is written by Insert while the record belongs to nobody else. Then addr, ports,
-// proto, flags and source do not change before the record is reused, and are read plainly by whoever found it through
+// proto, flags, source and began do not change before the record is reused, and are read plainly by whoever found it through
 // a cell; the other fields are read and written with atomics by any worker, and some by the kernel.
 type record struct {
 	addr  [3][2]uint64 // client, frontend, backend, as words of the bytes in memory
@@ -92,7 +93,7 @@ type record struct {
 
 	source     [2]uint64
 	generation uint32
-	_          uint32
+	began      uint32    // the tick of the first packet; as source, it does not change
 	adj        [2]uint32 // by direction, as the next three
 	seen       [2]uint32
 	state      uint32

@@ -54,6 +54,7 @@ func TestRecordBytes(tt *testing.T) {
 	want[56], want[57] = 6, 1
 	copy(want[64:], f.Source[:])
 	le.PutUint32(want[80:], f.Generation)
+	le.PutUint32(want[84:], 0xd1d2d3d4)
 	le.PutUint32(want[88:], f.ForwardAdj)
 	le.PutUint32(want[92:], f.ReplyAdj)
 	le.PutUint32(want[96:], 0xe1e2e3e4)
@@ -102,7 +103,7 @@ func TestHeaderBytes(t *testing.T) {
 	for _, c := range []struct {
 		off  int
 		want uint32
-	}{{8, 1}, {12, 64}, {16, 113}, {20, 128}, {40, crc32.Checksum(h[:40], crc32.MakeTable(crc32.Castagnoli))}} {
+	}{{8, 2}, {12, 64}, {16, 113}, {20, 128}, {40, crc32.Checksum(h[:40], crc32.MakeTable(crc32.Castagnoli))}} {
 		if got := le.Uint32(h[c.off:]); got != c.want {
 			t.Errorf("offset %d: %#x, want %#x", c.off, got, c.want)
 		}

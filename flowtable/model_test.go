@@ -21,6 +21,7 @@ type model struct {
 type modelFlow struct {
 	Flow
 	order   int // of insertion
+	began   Tick
 	seen    [2]Tick
 	state   State
 	packets [2]uint64
@@ -29,7 +30,7 @@ type modelFlow struct {
 func (m *model) insert(f Flow, ref Ref, now Tick) {
 	f = normal(f)
 	m.inserts++
-	m.flows[ref.Record] = &modelFlow{Flow: f, order: m.inserts, seen: [2]Tick{now, now}}
+	m.flows[ref.Record] = &modelFlow{Flow: f, order: m.inserts, began: now, seen: [2]Tick{now, now}}
 	m.tuples[f.forward()] = Ref{ref.Record, Forward}
 	m.tuples[f.reply()] = Ref{ref.Record, Reply}
 }
@@ -40,6 +41,13 @@ func (m *model) remove(rec uint32) {
 	delete(m.tuples, f.reply())
 	delete(m.flows, rec)
 	m.limbo = append(m.limbo, rec)
+}
+
+func (f *modelFlow) class() class {
+	if f.Proto == protoUDP && f.seen[0]-f.began <= streamAfter && f.seen[1]-f.began <= streamAfter {
+		return unreplied
+	}
+	return f.state.class(f.Proto, 1<<31)
 }
 
 func (f *modelFlow) standing() standing {
@@ -236,7 +244,7 @@ func TestModel(tt *testing.T) {
 				want := 0
 				crowd := len(m.flows) >= t.limit-t.limit/8
 				for rec, f := range m.flows {
-					limit := t.idle[f.state.class(f.Proto)]
+					limit := t.idle[f.class()]
 					if crowd && f.Proto == protoTCP && f.state&(FinForward|FinReply) == FinForward|FinReply {
 						limit = ticksOf(10 * time.Second)
 					}
@@ -290,7 +298,7 @@ func TestModel(tt *testing.T) {
 					if f == nil {
 						rt.Fatalf("a flow that is not: %+v", e)
 					}
-					if e.Flow != f.Flow || e.State != f.state || [2]Tick{e.ForwardSeen, e.ReplySeen} != f.seen ||
+					if e.Flow != f.Flow || e.State != f.state || e.Began != f.began || e.Class() != classWords[f.class()] || [2]Tick{e.ForwardSeen, e.ReplySeen} != f.seen ||
 						[2]uint64{e.ForwardPackets, e.ReplyPackets} != f.packets {
 						rt.Fatalf("%+v, want %+v", e, f)
 					}

@@ -62,7 +62,7 @@ func TestStates(t *testing.T) {
 		{"two resets, one taken back", 6, after(step{Forward, rst}, step{Reply, rst}, step{Forward, ack}), tcpClosing},
 		{"SYN on an established flow", 6, after(step{Forward, syn}, step{Reply, ack}), tcpEstablished},
 		{"UDP", 17, []step{{Forward, 0}, {Forward, 0}}, unreplied},
-		{"UDP answered", 17, []step{{Forward, 0}, {Reply, 0}}, stream},
+		{"UDP answered", 17, []step{{Forward, 0}, {Reply, 0}}, unreplied},
 		{"SCTP answered", 132, []step{{Forward, 0}, {Reply, 0}}, stream},
 	} {
 		t.Run(c.name, func(tt *testing.T) {
@@ -76,7 +76,7 @@ func TestStates(t *testing.T) {
 				packets[s.d]++
 			}
 			for e := range t.All() {
-				if got := e.State.class(c.proto); got != c.class || e.Class() != classWords[c.class] {
+				if got := e.State.class(c.proto, 1); got != c.class || e.Class() != classWords[c.class] {
 					tt.Errorf("%s (state %#x), want %s", classWords[got], e.State, classWords[c.class])
 				}
 				if e.ForwardPackets != packets[Forward] || e.ReplyPackets != packets[Reply] {

@@ -45,6 +45,7 @@ const (
 	_ = -(unsafe.Offsetof(record{}.flags) ^ OffsetFlags)
 	_ = -(unsafe.Offsetof(record{}.source) ^ OffsetSource)
 	_ = -(unsafe.Offsetof(record{}.generation) ^ OffsetGeneration)
+	_ = -(unsafe.Offsetof(record{}.began) ^ OffsetBegan)
 	_ = -(unsafe.Offsetof(record{}.adj) ^ OffsetForwardAdj)
 	_ = -(unsafe.Offsetof(record{}.seen) ^ OffsetForwardSeen)
 	_ = -(unsafe.Offsetof(record{}.state) ^ OffsetState)

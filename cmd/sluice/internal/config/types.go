@@ -179,9 +179,11 @@ type Conntrack struct {
 	// TCPClosingTimeout is the time for a TCP connection that both sides have
 	// closed or one has reset.
 	TCPClosingTimeout Duration `yaml:"tcpClosingTimeout"`
-	// UDPTimeout is the time for a UDP flow that nobody has answered.
+	// UDPTimeout is the time for a UDP flow that nobody has answered, or that was
+	// over within two seconds, as questions to a resolver are.
 	UDPTimeout Duration `yaml:"udpTimeout"`
-	// UDPStreamTimeout is the time for a UDP flow with traffic both ways.
+	// UDPStreamTimeout is the time for a UDP flow that was answered and is still
+	// going two seconds after its first packet.
 	UDPStreamTimeout Duration `yaml:"udpStreamTimeout"`
 }
 
