@@ -82,11 +82,20 @@ RUN       ?=
 e2e: build kube ## Run upstream's end-to-end tests of ClusterIPs against a real control plane (root); DATAPLANE=nftables RUN=UDP for others.
 	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/e2e -dataplane '$(DATAPLANE)' -run '$(RUN)'
 
+HISTORIES ?= 8
+JUDGES    ?= nftables,iptables
+
+.PHONY: contract
+contract: build kube ## Hold Sluice to what kube-proxy does, through random histories (root); HISTORIES=100 SEED=1 DATAPLANE=alone.
+	cd e2e && CGO_ENABLED=0 $(GO) run ./cmd/contract -dataplane '$(DATAPLANE)' -judges '$(JUDGES)' -histories $(HISTORIES) -seed $(SEED)
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck.
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt would change: $$out"; exit 1; }
 	$(GO) vet ./...
+	cd e2e && $(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	cd e2e && $(GO) tool -modfile=../go.mod staticcheck ./...
 
 .PHONY: generate
 generate: clang ## Compile the classifier and write its Go bindings again (needs clang).

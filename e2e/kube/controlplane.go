@@ -28,7 +28,7 @@ type Options struct {
 	Advertise netip.Addr        // the API server's address there, which the Service default/kubernetes leads to
 	Services4 string            // the Services' ranges
 	Services6 string
-	Log       func(format string, args ...any)
+	Bare      bool // without kube-controller-manager: who wants EndpointSlices writes them
 }
 
 // Ports of the control plane's namespace that are taken.
@@ -51,13 +51,19 @@ type ControlPlane struct {
 const controllersToRun = "endpointslice-controller,endpointslice-mirroring-controller,endpoints-controller,garbage-collector-controller,service-cidr-controller"
 
 // Start starts a control plane and waits until it is ready.
-func Start(ctx context.Context, o Options) (*ControlPlane, error) {
+func Start(ctx context.Context, o Options) (c *ControlPlane, err error) {
 	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager"} {
 		if _, err := os.Stat(filepath.Join(o.Bin, name)); err != nil {
 			return nil, fmt.Errorf("%w (make kube builds it)", err)
 		}
 	}
-	c := &ControlPlane{o: o}
+	c = &ControlPlane{o: o}
+	defer func() {
+		if err != nil {
+			c.Close()
+			c = nil
+		}
+	}()
 	addrs := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"), o.Advertise}
 	for _, r := range []string{o.Services4, o.Services6} {
 		p, err := netip.ParsePrefix(r)
@@ -66,7 +72,6 @@ func Start(ctx context.Context, o Options) (*ControlPlane, error) {
 		}
 		addrs = append(addrs, p.Masked().Addr().Next())
 	}
-	var err error
 	if c.token, err = secrets(o.Dir, addrs); err != nil {
 		return nil, err
 	}
@@ -85,6 +90,9 @@ func Start(ctx context.Context, o Options) (*ControlPlane, error) {
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer)
 	if err := c.StartAPIServer(ctx); err != nil {
 		return nil, err
+	}
+	if o.Bare {
+		return c, nil
 	}
 	c.controllers = c.start("kube-controller-manager",
 		"--kubeconfig="+kubeconfig, "--leader-elect=false", "--controllers="+controllersToRun,

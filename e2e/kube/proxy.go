@@ -110,3 +110,6 @@ func Dialer(n *netlab.Namespace) func(ctx context.Context, network, addr string)
 		return n.Dial(ctx, network, to)
 	}
 }
+
+// Pid is the number of its process.
+func (p *Proxy) Pid() int { return p.proc.Pid() }

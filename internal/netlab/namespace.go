@@ -143,3 +143,21 @@ func (n *Namespace) do(what string, f func() error) {
 		n.tb.Fatalf("%s in namespace %q: %v", what, n.name, err)
 	}
 }
+
+// Here returns the network namespace that the calling thread is in, as it is: nothing in it is changed, and it outlives tb.
+func Here(tb TB) (*Namespace, error) {
+	fd, err := openThreadNetNS()
+	if err != nil {
+		return nil, err
+	}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	tb.Cleanup(func() {
+		handle.Close()
+		unix.Close(fd)
+	})
+	return &Namespace{tb: tb, name: "here", fd: fd, handle: handle}, nil
+}
