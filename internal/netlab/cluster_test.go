@@ -48,3 +48,17 @@ func TestClusterOutside(t *testing.T) {
 		}
 	}
 }
+
+func TestAddPod(t *testing.T) {
+	RequireRoot(t)
+	c := New(t).Cluster(ClusterOptions{})
+	ctx := testContext(t)
+	for _, pod := range []*Pod{c.AddPod("late", 1), c.AddPod("late", 2)} {
+		pod.EchoOn(echoPort)
+		for _, f := range Families {
+			if _, err := c.Clients[0].Exchange(ctx, "tcp", pod.AddrPort(f, echoPort), 100); err != nil {
+				t.Errorf("%s: %v", pod.IP(f), err)
+			}
+		}
+	}
+}

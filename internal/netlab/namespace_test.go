@@ -124,3 +124,25 @@ func TestNamespaceIsQuiet(t *testing.T) {
 		t.Errorf("lo is down: %v", lo.Flags)
 	}
 }
+
+func TestHereIsWhereTheThreadIs(t *testing.T) {
+	RequireRoot(t)
+	lab := New(t)
+	a := lab.Namespace("a")
+	err := a.Do(func() error {
+		here, err := Here(t)
+		if err != nil {
+			return err
+		}
+		want := threadNetNS(t)
+		return here.Do(func() error {
+			if got := threadNetNS(t); got != want {
+				t.Errorf("Here is in %s, want %s", got, want)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

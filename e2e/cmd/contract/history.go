@@ -120,7 +120,6 @@ type generator struct {
 	rand     *rand.Rand
 	services map[string]*corev1.Service
 	slices   map[string]*discoveryv1.EndpointSlice
-	labelled bool // Services are served only with Sluice's label
 }
 
 func newHistory(seed uint64, steps int) history {

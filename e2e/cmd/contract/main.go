@@ -170,9 +170,6 @@ func (r *run) start(ctx context.Context, owner *stand.Owner) error {
 	return nil
 }
 
-// judged is the side that is held to the contract.
-func (r *run) judged() *side { return r.sides[len(r.sides)-1] }
-
 func (r *run) all(ctx context.Context) error {
 	for i := range r.o.histories {
 		h := newHistory(r.o.seed+uint64(i), r.o.steps)

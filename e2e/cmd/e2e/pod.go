@@ -129,14 +129,6 @@ func (p *pod) close() {
 	p.servers = nil
 }
 
-// asked is how often the pod's servers were asked.
-func (p *pod) asked() (n int64) {
-	for _, s := range p.servers {
-		n += s.Asked()
-	}
-	return n
-}
-
 // status writes the pod's status as kubelet would.
 func (p *pod) status(ready bool) {
 	p.update(func(o *corev1.Pod) {
@@ -178,20 +170,6 @@ func (p *pod) update(change func(*corev1.Pod)) {
 		}
 		change(o)
 		_, err = pods.UpdateStatus(p.t.ctx, o, metav1.UpdateOptions{})
-		return err
-	})
-}
-
-// relabel sets the pod's labels.
-func (p *pod) relabel(labels map[string]string) {
-	pods := p.t.c.client.CoreV1().Pods(p.t.ns)
-	p.t.retry("labelling pod "+p.name, func() error {
-		o, err := pods.Get(p.t.ctx, p.name, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		o.Labels = labels
-		_, err = pods.Update(p.t.ctx, o, metav1.UpdateOptions{})
 		return err
 	})
 }

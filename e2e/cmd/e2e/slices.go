@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 Endpoints are deprecated, and mirrored to slices for those who still write them
+
 package main
 
 import (
