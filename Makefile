@@ -40,9 +40,23 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s); FUZZ=./nat for those of one p
 differential: ## Compare Sluice with the kernel's own NAT, byte for byte (root; FRAMES=1000000 SEED=1 for more of it).
 	$(GO) run ./internal/differential -frames $(FRAMES) -seed $(SEED)
 
+.PHONY: bench-quick
+bench-quick: build kube ## Measure Sluice beside kube-proxy, eBPF and plain routing in three minutes: does it run, are results sane (root).
+	./bin/sluice bench --quick --kubernetes bin/kube --output bin/bench-quick.json --html bin/bench-quick.html
+
+# The full run goes on where it was stopped. BENCHFLAGS: see `sluice bench --help`.
+BENCHFLAGS ?=
+
 .PHONY: bench
-bench: ## Run the micro-benchmarks: parse, lookup, rewrite and the whole user-side path.
-	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./nat ./flowtable ./service ./dataplane/...
+bench: build kube ## The full run, for hours on a machine with nothing else to do (root): report in docs/bench-report.md, bin/bench.html, bin/bench.json.
+	./bin/sluice bench --kubernetes bin/kube --output bin/bench.json --resume --html bin/bench.html --markdown docs/bench-report.md $(BENCHFLAGS)
+
+.PHONY: bench-micro
+bench-micro: ## Run the micro-benchmarks of every room, for benchstat (TESTFLAGS='-count 10').
+	$(GO) test -run '^$$' -bench '$(MICRO)' -benchmem $(TESTFLAGS) ./nat ./flowtable ./service ./xdpprog ./dataplane/... ./bench
+
+# All but the table's peers, which take an hour: make bench-flowtable.
+MICRO ?= ^Benchmark([^P]|P[^e]|Pe[^e])
 
 .PHONY: model
 model: ## Check the flow table: 10^6 lookups in the kernel (root), 10^4 histories, every interleaving of its protocol.
@@ -98,13 +112,13 @@ lint: ## gofmt, go vet, staticcheck.
 	cd e2e && $(GO) tool -modfile=../go.mod staticcheck ./...
 
 .PHONY: generate
-generate: clang ## Compile the classifier and write its Go bindings again (needs clang).
-	$(GO) generate ./xdpprog
+generate: clang ## Compile the BPF programs and write their Go bindings again (needs clang).
+	$(GO) generate ./xdpprog ./bench
 
 .PHONY: check-generated
-check-generated: generate ## Prove that the committed classifier is what its source compiles to.
-	git diff --exit-code -- xdpprog
-	@test -z "$$(git status --porcelain -- xdpprog)" || { git status --short -- xdpprog; exit 1; }
+check-generated: generate ## Prove that the committed BPF programs are what their sources compile to.
+	git diff --exit-code -- xdpprog bench
+	@test -z "$$(git status --porcelain -- xdpprog bench)" || { git status --short -- xdpprog bench; exit 1; }
 
 .PHONY: clang
 clang:
@@ -115,7 +129,7 @@ clang:
 .PHONY: fmt
 fmt: ## Format Go and C sources.
 	gofmt -w $$(git ls-files '*.go')
-	@command -v clang-format-14 >/dev/null && clang-format-14 -i $$(git ls-files 'xdpprog/*.c' 'xdpprog/*.h') || echo "clang-format-14 is not installed: C sources left alone"
+	@command -v clang-format-14 >/dev/null && clang-format-14 -i $$(git ls-files '*.c' '*.h') || echo "clang-format-14 is not installed: C sources left alone"
 
 .PHONY: clean
 clean: ## Remove what the build made.

@@ -22,7 +22,7 @@ kernel gets everything else untouched.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newDemo(), newConfig(), newCleanup(), newVersion())
+	root.AddCommand(newRun(), newDemo(), newBench(), newConfig(), newCleanup(), newVersion())
 	root.SetHelpCommand(newHelp(root))
 	root.InitDefaultCompletionCmd(os.Args[1:]...)
 	root.SetFlagErrorFunc(flagError)
@@ -40,7 +40,9 @@ func strict(c *cobra.Command) {
 			}
 			return usageError{unknownCommand(c, args[0])}
 		}
-		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		if c.RunE == nil {
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
 		for _, sub := range c.Commands() {
 			strict(sub)
 		}

@@ -52,7 +52,7 @@ type run struct {
 	Options
 	log      *slog.Logger
 	out      *printer
-	stand    *stand
+	stand    *netlab.Stand
 	dir      string // of manifests and locks
 	lab      *lab
 	daemon   *daemon
@@ -81,11 +81,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("demo needs root, for network namespaces and BPF: run it as root")
 	}
-	r := &run{Options: o, log: o.Log, out: &printer{o.Out, o.Colour}, stand: &stand{log: o.Log}, good: map[kind]int{}}
+	r := &run{Options: o, log: o.Log, out: &printer{o.Out, o.Colour}, stand: netlab.NewStand("demo", o.Log), good: map[kind]int{}}
 	before := belongings()
 	var res result
-	err = r.stand.run(func() error { return r.show(ctx, &res) })
-	err = errors.Join(err, r.stand.clear())
+	err = r.stand.Run(func() error { return r.show(ctx, &res) })
+	err = errors.Join(err, r.stand.Clear())
 	if _, gone := os.Stat(r.dir); r.dir != "" && gone == nil {
 		res.leftovers++
 		r.log.Error("left behind", "what", r.dir)
@@ -286,5 +286,3 @@ func without(list, known []string) []string {
 		return true
 	})
 }
-
-var _ netlab.TB = (*stand)(nil)

@@ -60,24 +60,6 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// TestStand has a cleanup that fails between others, and a fatal error.
-func TestStand(t *testing.T) {
-	s := &stand{log: slog.New(slog.DiscardHandler)}
-	var done []int
-	s.Cleanup(func() { done = append(done, 1) })
-	s.Cleanup(func() { s.Fatalf("cleanup %d", 2) })
-	s.Cleanup(func() { done = append(done, 3) })
-	if err := s.run(func() error { s.Fatalf("fatal %d", 7); return nil }); err == nil || err.Error() != "fatal 7" {
-		t.Errorf("run: %v, want what was fatal", err)
-	}
-	if err := s.clear(); err == nil || err.Error() != "cleanup 2" {
-		t.Errorf("clear: %v, want the error of the second", err)
-	}
-	if !slices.Equal(done, []int{3, 1}) {
-		t.Errorf("cleanups done: %v, want 3 and 1", done)
-	}
-}
-
 // asNobody makes TestNeedsRoot, in a process of its own, run the demo.
 const asNobody = "SLUICE_TEST_DEMO_AS_NOBODY"
 

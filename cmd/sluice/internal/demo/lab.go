@@ -64,7 +64,7 @@ type lab struct {
 }
 
 // newLab builds it: a client, three backends, and a fourth on another node.
-func newLab(s *stand) *lab {
+func newLab(s *netlab.Stand) *lab {
 	l := &lab{Cluster: netlab.New(s).Cluster(netlab.ClusterOptions{Clients: 1, Backends: 3})}
 	l.client = l.Clients[0]
 	for _, p := range l.Backends {
