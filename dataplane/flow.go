@@ -304,6 +304,9 @@ func (w *worker) forward(d *xsk.Desc, frame []byte, p *nat.Packet, in *port, a *
 		w.send(d, frame, p, a.port, &a.dst, &a.src, direct)
 		return
 	}
+	if in.returns && a.path != pathLocal && p.TTL < 255 {
+		p.IncrementTTL(frame) // the kernel will take off a second one
+	}
 	ret := w.d.returnPort
 	w.send(d, frame, p, ret, &ret.outerMAC, &macTranslated, direct+1)
 }
@@ -412,10 +415,14 @@ func (w *worker) answer(i int, reason Reason, from [16]byte, mtu uint16) {
 	}
 	w.cache.Put(b.descs[i].Addr)
 	d := xsk.Desc{Addr: addr}
-	sent := nat.Packet{L3: p.L3, End: uint16(n)}
-	if a := w.d.egress.adj.at(w.d.egress.adj.number(p.Src, w.resolve)); a != nil && a.port != nil {
+	sent := nat.Packet{L3: p.L3, End: uint16(n), IPv6: p.IPv6, TTL: nat.AnswerTTL}
+	a := w.d.egress.adj.at(w.d.egress.adj.number(p.Src, w.resolve))
+	if a != nil && a.port != nil {
 		w.send(&d, answer, &sent, a.port, &a.dst, &a.src, reason)
 		return
+	}
+	if a == nil || a.path != pathLocal {
+		sent.IncrementTTL(answer) // the kernel will take one off
 	}
 	ret := w.d.returnPort
 	w.send(&d, answer, &sent, ret, &ret.outerMAC, &macTranslated, reason)

@@ -14,7 +14,7 @@ const (
 
 	minMTUIPv6 = 1280
 
-	answerTTL = 64 // the kernel's default for what it sends itself
+	AnswerTTL = 64 // the kernel's default for what it sends itself
 )
 
 // What a router answers to a packet that goes no further. Each function writes into
@@ -162,7 +162,7 @@ func (p *Packet) replyIPv4(ip []byte, tos, proto uint8, length int, from *[16]by
 	ip[1] = tos
 	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+length))
 	ip[6] = dontFragment
-	ip[8] = answerTTL
+	ip[8] = AnswerTTL
 	ip[9] = proto
 	copy(ip[12:16], from[12:])
 	copy(ip[16:20], p.Src[12:])
@@ -174,7 +174,7 @@ func (p *Packet) replyIPv6(ip []byte, proto uint8, length int, from *[16]byte) {
 	ip[0] = 6 << 4
 	binary.BigEndian.PutUint16(ip[4:], uint16(length))
 	ip[6] = proto
-	ip[7] = answerTTL
+	ip[7] = AnswerTTL
 	copy(ip[8:24], from[:])
 	copy(ip[24:40], p.Src[:])
 }

@@ -186,3 +186,17 @@ func (p *Packet) DecrementTTL(frame []byte) bool {
 	ip[8] = p.TTL
 	return true
 }
+
+// IncrementTTL undoes in advance what a router on the way will do to a packet of the
+// node's own: its TTL must be below 255.
+func (p *Packet) IncrementTTL(frame []byte) {
+	p.TTL++
+	ip := frame[p.L3:p.End]
+	if p.IPv6 {
+		ip[7] = p.TTL
+		return
+	}
+	sum := uint32(^binary.BigEndian.Uint16(ip[10:])) + 0x0100
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
+	ip[8] = p.TTL
+}

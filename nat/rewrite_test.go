@@ -196,6 +196,12 @@ func TestDecrementTTL(t *testing.T) {
 				if want := binary.BigEndian.Uint16(header[10:]); got != want {
 					t.Fatalf("ttl %d, id %#04x: header checksum %#04x, want %#04x", ttl, v, got, want)
 				}
+				p.IncrementTTL(frame)
+				got = binary.BigEndian.Uint16(header[10:])
+				fixHeader(header)
+				if want := binary.BigEndian.Uint16(header[10:]); got != want || p.TTL != ttl || header[8] != ttl {
+					t.Fatalf("back to ttl %d, id %#04x: %d, header checksum %#04x, want %#04x", ttl, v, header[8], got, want)
+				}
 			}
 		}
 	})
@@ -206,6 +212,10 @@ func TestDecrementTTL(t *testing.T) {
 		p := mustParse(t, frame)
 		if !p.DecrementTTL(frame) || p.TTL != 1 || !bytes.Equal(frame, want) {
 			t.Errorf("got %x\nwant %x", frame, want)
+		}
+		want[14+7] = 2
+		if p.IncrementTTL(frame); p.TTL != 2 || !bytes.Equal(frame, want) {
+			t.Errorf("back: got %x\nwant %x", frame, want)
 		}
 	})
 	t.Run("at its end", func(t *testing.T) {
