@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -65,9 +66,11 @@ const (
 	KindNative
 	// KindGeneric runs it as XDP on the skb, likewise, for a driver without XDP.
 	KindGeneric
+	// KindNone is not served.
+	KindNone
 )
 
-var kindWords = []string{"auto", "steered", "native", "generic"}
+var kindWords = []string{"auto", "steered", "native", "generic", "none"}
 
 // String gives the kind's word in configuration.
 func (k PortKind) String() string {
@@ -118,24 +121,31 @@ func ParseOnExit(s string) (OnExit, error) {
 	return 0, fmt.Errorf("onExit %q is not one of remove, keep", s)
 }
 
-// PortConfig names a device to be served, and how.
+// PortConfig chooses devices to be served, and says how. What is left empty fits any.
 type PortConfig struct {
-	Name string
-	Kind PortKind
+	// Name is a device's, or a pattern of names as filepath.Match has it. A device
+	// named without a pattern must be there when Open is called, and servable;
+	// of the others one that cannot be served is reported and left alone.
+	Name   string
+	Driver string // as ethtool -i has it
+	Role   Role
+	Kind   PortKind
 }
 
 // Config is what Open needs. The zero value of every field but Ports has a
 // documented default.
 type Config struct {
-	Mode  Mode
+	Mode Mode
+	// Ports choose the devices to be served: of those that fit one, the first
+	// decides. Devices are followed while they come, change and go.
 	Ports []PortConfig
 
 	// Workers is the number of packet loops; 0 is half the processors, at
 	// least one.
 	Workers int
-	// Frames is the number of umem frames; 0 is enough for every receive
-	// queue's fill ring, every worker's caches and a ring of transmission
-	// for each port.
+	// Frames is the number of umem frames; 0 is enough for the fill ring of
+	// every receive queue that there is when Open is called and, if direct
+	// ports may come later, for four more, and for every worker's caches.
 	Frames int
 	// FrameSize is the size of a umem frame in bytes: 4096, or 2048.
 	FrameSize int
@@ -211,15 +221,22 @@ func (c Config) validate() error {
 	if len(c.Ports) > maxPorts-1 {
 		return fmt.Errorf("%d interfaces: at most %d can be served", len(c.Ports), maxPorts-1)
 	}
-	seen := map[string]bool{}
+	seen := map[PortConfig]bool{}
 	for _, p := range c.Ports {
-		if p.Name == "" {
-			return fmt.Errorf("an interface without a name")
+		if p.Name == "" && p.Driver == "" && p.Role == RoleAny {
+			return fmt.Errorf("an interface without a name, a driver or a role")
 		}
-		if seen[p.Name] {
+		if _, err := filepath.Match(p.Name, ""); err != nil {
+			return fmt.Errorf("interface %q: not a pattern of names: %w", p.Name, err)
+		}
+		kind := p.Kind
+		if p.Kind = KindAuto; seen[p] {
 			return fmt.Errorf("interface %s is named twice", p.Name)
 		}
-		seen[p.Name] = true
+		seen[p] = true
+		if kind > KindNone {
+			return fmt.Errorf("interface %s: unknown kind %d", p.Name, kind)
+		}
 	}
 	if c.Workers < 1 || c.Workers > maxWorkers {
 		return fmt.Errorf("workers %d: must be 1 to %d", c.Workers, maxWorkers)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 
 	"github.com/sluice-net/sluice/dataplane/xsk"
@@ -21,7 +22,7 @@ import (
 // Bounds of what can be served. Socket map, heartbeats and counters are sized
 // by them, and are small.
 const (
-	maxPorts   = 256
+	maxPorts   = 512
 	maxQueues  = 16
 	maxWorkers = 64
 	// returnSlot is the return port's.
@@ -35,6 +36,7 @@ type Dataplane struct {
 	clock *clock
 
 	nl         *netlink.Handle
+	eth        *ethtool.Ethtool
 	pair       *returnPort
 	prog       *xdpprog.Objects
 	table      *flowtable.Table
@@ -42,6 +44,10 @@ type Dataplane struct {
 	beats      []atomic.Uint64 // the classifier's, by slot x queues + queue
 	ports      atomic.Pointer[portSet]
 	returnPort *port
+	slots      *slots
+	adopted    map[int]xdpprog.Port // a predecessor's, while Open runs
+	looking    sync.RWMutex         // held to look at ports' names and sockets, and at refused
+	refused    map[int]refusal      // by ifindex; written by the control loop
 	egress     *egress
 	workers    []*worker
 
@@ -140,23 +146,31 @@ func (d *Dataplane) Run(ctx context.Context) error {
 	}
 	control, cancel := context.WithCancel(context.Background())
 	var loops sync.WaitGroup
-	loops.Go(func() { d.egress.follow(control) })
-	loops.Go(func() { d.maintain(control) })
+	d.running.Store(true)
 	ended := make(chan error, len(d.workers))
+	lost := make(chan error, 1)
+	loops.Go(func() {
+		if err := d.follow(control); err != nil {
+			lost <- err
+		}
+	})
+	loops.Go(func() { d.maintain(control) })
 	for _, w := range d.workers {
 		go func() { ended <- w.run() }()
 	}
-	d.running.Store(true)
 	var err error
 	left := len(d.workers)
 	select {
 	case <-ctx.Done():
-		d.release()
+	case err = <-lost:
 	case err = <-ended:
 		left--
-		// The queues of a worker that failed must not swallow what comes.
-		d.release()
 	}
+	// No port comes or goes from here on, and the queues of a worker that failed must
+	// not swallow what comes.
+	cancel()
+	loops.Wait()
+	d.release()
 	for _, w := range d.workers {
 		w.stop.Store(true)
 		w.wake()
@@ -165,8 +179,6 @@ func (d *Dataplane) Run(ctx context.Context) error {
 		err = errors.Join(err, <-ended)
 	}
 	d.running.Store(false)
-	cancel()
-	loops.Wait()
 	return err
 }
 

@@ -14,6 +14,7 @@
 //	adjacency.go   where a flow leaves: a direct port with link-layer addresses, or the return port
 //	egress.go      which follows the kernel's routes, neighbours and links (fib.go)
 //	returnport.go  the veth pair through which the node's kernel gets frames, and gives them
+//	ports.go       opens and closes ports as devices come and go; select.go says which
 //	maintain.go    ages flows, and lets removed records be used again
 //	open.go        puts all of this in place
 //	dataplane.go   runs it, publishes Services to it, and takes it away
@@ -27,7 +28,7 @@
 // atomic pointer, routes and neighbours as an immutable fib through another, and
 // a worker loads both at most once a batch or once a new flow.
 //
-// The control loop (egress.follow and maintain, a goroutine each) never touches
+// The control loop (follow and maintain, a goroutine each) never touches
 // a frame. Nothing waits for it.
 //
 // # What a worker must not do

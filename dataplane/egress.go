@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -57,7 +56,7 @@ func newEgress(nl *netlink.Handle, ports *atomic.Pointer[portSet], log *slog.Log
 		e.close()
 		return nil, err
 	}
-	if err := e.reload(); err != nil {
+	if _, err := e.reload(); err != nil {
 		e.close()
 		return nil, err
 	}
@@ -108,41 +107,20 @@ func (e *egress) mark() {
 	}
 }
 
-// follow reloads after each change until ctx is done. It is the control loop's
-// part of egress, on one goroutine.
-func (e *egress) follow(ctx context.Context) {
-	probe := time.NewTicker(staleProbe)
-	defer probe.Stop()
-	// A dump a minute repairs whatever a lost event left wrong.
-	reconcile := time.NewTicker(time.Minute)
-	defer reconcile.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-probe.C:
-			e.probeStale()
-			continue
-		case <-reconcile.C:
-		case <-e.changed:
-		}
-		if err := e.reload(); err != nil {
-			e.log.Warn("reading routes and neighbours: the old ones serve on", "err", err)
-		}
-		// Changes come in bursts; the next dump takes the rest of this one.
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(2 * time.Millisecond):
-		}
+// portsChanged takes a new set of ports in. Control loop only.
+func (e *egress) portsChanged(s *portSet) {
+	f := e.fib.Load()
+	for i, p := range s.byIndex {
+		p.hw.Store(f.devices[i].station())
 	}
+	e.adj.refresh(e.resolve)
 }
 
-// reload dumps what the kernel has and resolves every adjacency anew.
-func (e *egress) reload() error {
+// reload dumps what the kernel has, resolves every adjacency anew, and gives the links.
+func (e *egress) reload() ([]netlink.Link, error) {
 	links, err := retryDump(e.nl.LinkList)
 	if err != nil {
-		return fmt.Errorf("listing links: %w", err)
+		return nil, fmt.Errorf("listing links: %w", err)
 	}
 	var local, mainTable []netlink.Route
 	var neighs []netlink.Neigh
@@ -154,28 +132,25 @@ func (e *egress) reload() error {
 		}
 		l, err := table(unix.RT_TABLE_LOCAL)
 		if err != nil {
-			return fmt.Errorf("listing local routes: %w", err)
+			return nil, fmt.Errorf("listing local routes: %w", err)
 		}
 		local = append(local, l...)
 		m, err := table(unix.RT_TABLE_MAIN)
 		if err != nil {
-			return fmt.Errorf("listing routes: %w", err)
+			return nil, fmt.Errorf("listing routes: %w", err)
 		}
 		mainTable = append(mainTable, m...)
 		ns, err := retryDump(func() ([]netlink.Neigh, error) { return e.nl.NeighList(0, family) })
 		if err != nil {
-			return fmt.Errorf("listing neighbours: %w", err)
+			return nil, fmt.Errorf("listing neighbours: %w", err)
 		}
 		neighs = append(neighs, ns...)
 	}
 	f := newFIB(links, local, mainTable, neighs)
 	e.fib.Store(f)
-	for i, p := range e.ports.Load().byIndex {
-		p.hw.Store(f.devices[i].station())
-	}
-	e.adj.refresh(e.resolve)
+	e.portsChanged(e.ports.Load())
 	e.warnOfRules()
-	return nil
+	return links, nil
 }
 
 // retryDump repeats a dump that the kernel says was interrupted by a change.

@@ -82,6 +82,7 @@ type fib struct {
 	routes     map[int]map[[16]byte]route
 	neighbours map[neighbourKey]neighbour
 	devices    map[int]device
+	gateways   map[int]bool // devices that a route with a gateway leaves by
 	// node4 and node6 are addresses of the node's own, zero if it has none: the
 	// source that a pod sees that talks to itself through a Service.
 	node4, node6 [16]byte
@@ -126,6 +127,7 @@ func newFIB(links []netlink.Link, local, mainTable []netlink.Route, neighs []net
 		routes:     map[int]map[[16]byte]route{},
 		neighbours: make(map[neighbourKey]neighbour, len(neighs)),
 		devices:    make(map[int]device, len(links)),
+		gateways:   map[int]bool{},
 	}
 	for _, l := range links {
 		at := l.Attrs()
@@ -203,6 +205,14 @@ func (f *fib) add(r netlink.Route, local bool) {
 			e.gateway, _ = addrOf(via.Addr)
 		} else {
 			e.kind = routeKernel
+		}
+	}
+	if r.Gw != nil || r.Via != nil {
+		f.gateways[r.LinkIndex] = true
+	}
+	for _, hop := range r.MultiPath {
+		if hop.Gw != nil || hop.Via != nil {
+			f.gateways[hop.LinkIndex] = true
 		}
 	}
 	m := f.routes[bits]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -30,7 +31,7 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	d := &Dataplane{cfg: cfg, log: log, pressed: make(chan struct{}, 1)}
+	d := &Dataplane{cfg: cfg, log: log, pressed: make(chan struct{}, 1), refused: map[int]refusal{}}
 	d.ports.Store(newPortSet(nil))
 	defer func() {
 		if err != nil {
@@ -51,30 +52,38 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	d.onClose(func() error { d.nl.Close(); return nil })
-	devices, err := d.inspect()
-	if err != nil {
-		return nil, err
+	if d.eth, err = ethtool.NewEthtool(); err != nil {
+		return nil, fmt.Errorf("ethtool: %w", err)
 	}
-	if err := d.openUmem(devices); err != nil {
-		return nil, err
-	}
-	if err := d.openReturnPort(devices); err != nil {
-		return nil, err
-	}
-	if err := d.load(devices); err != nil {
-		return nil, err
-	}
-	if err := d.openSockets(); err != nil {
-		return nil, err
-	}
+	d.onClose(func() error { d.eth.Close(); return nil })
 	if d.egress, err = newEgress(d.nl, &d.ports, log); err != nil {
 		return nil, err
 	}
 	d.onClose(func() error { d.egress.close(); return nil })
+	ports, err := d.wanted()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.openUmem(ports); err != nil {
+		return nil, err
+	}
+	if err := d.openReturnPort(ports); err != nil {
+		return nil, err
+	}
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	d.onClose(func() error {
+		var errs []error
+		for _, p := range slices.Backward(d.ports.Load().all) { // the return port last
+			errs = append(errs, d.closeSockets(p))
+		}
+		return errors.Join(errs...)
+	})
 	if err := d.makeWorkers(); err != nil {
 		return nil, err
 	}
-	if err := d.attach(); err != nil {
+	if err := d.openPorts(ports); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -83,51 +92,74 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 // onClose remembers a step of Close.
 func (d *Dataplane) onClose(f func() error) { d.undo = append(d.undo, f) }
 
-// inspect looks at the devices to be served and refuses those that cannot be.
-func (d *Dataplane) inspect() ([]*port, error) {
-	eth, err := ethtool.NewEthtool()
+// wanted inspects the devices to be served. One that is named must be there, and be
+// one that can be; of the others a refusal is reported.
+func (d *Dataplane) wanted() ([]*port, error) {
+	links, err := retryDump(d.nl.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("ethtool: %w", err)
+		return nil, fmt.Errorf("listing links: %w", err)
 	}
-	defer eth.Close()
+	missing := map[string]bool{}
+	for i := range d.cfg.Ports {
+		if c := &d.cfg.Ports[i]; !c.isPattern() && c.Kind != KindNone {
+			missing[c.Name] = true
+		}
+	}
 	var ports []*port
-	for _, c := range d.cfg.Ports {
-		l, err := d.nl.LinkByName(c.Name)
-		if err != nil {
-			return nil, fmt.Errorf("interface %s: %w", c.Name, err)
+	f := d.egress.fib.Load()
+	for _, l := range links {
+		delete(missing, l.Attrs().Name)
+		c := d.choose(l, f)
+		if c == nil {
+			continue
 		}
-		p, err := inspectPort(eth, l, c.Kind)
-		if err != nil {
-			return nil, fmt.Errorf("interface %s: %w", c.Name, err)
+		p, err := d.inspect(l, c)
+		switch {
+		case err == nil:
+			ports = append(ports, p)
+		case c.isPattern():
+			d.refuse(l, err)
+		default:
+			return nil, fmt.Errorf("interface %s: %w", l.Attrs().Name, err)
 		}
-		ports = append(ports, p)
+	}
+	for name := range missing {
+		return nil, fmt.Errorf("interface %s: no such device", name)
 	}
 	return ports, nil
 }
 
-// inspectPort reads what a port needs to know of its device, and decides of which kind
-// it is.
-func inspectPort(eth *ethtool.Ethtool, l netlink.Link, asked PortKind) (*port, error) {
+// kindOf is the kind of port that a device is to be.
+func kindOf(asked PortKind, l netlink.Link) PortKind {
+	switch {
+	case asked != KindAuto:
+		return asked
+	case isHardware(l):
+		return KindNative
+	}
+	return KindSteered
+}
+
+// isHardware reports whether the device is one that the kernel has not made: it names
+// the kind of every one of those (IFLA_INFO_KIND).
+func isHardware(l netlink.Link) bool { return l.Type() == "device" }
+
+// inspect reads what a port needs to know of its device, and refuses what cannot be
+// one.
+func (d *Dataplane) inspect(l netlink.Link, c *PortConfig) (*port, error) {
 	at := l.Attrs()
 	if at.EncapType != "ether" || len(at.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("a device of type %s has no Ethernet header: it cannot be served", at.EncapType)
 	}
-	p := &port{name: at.Name, ifindex: at.Index, mtu: at.MTU, asked: asked, granted: asked}
-	p.driver, _ = eth.DriverName(at.Name)
-	// The kernel names the kind of every device that it makes, and of no other
-	// (IFLA_INFO_KIND).
-	hardware := l.Type() == "device"
-	switch {
-	case asked == KindAuto && hardware:
-		p.granted = KindNative
-	case asked == KindAuto:
-		p.granted = KindSteered
-	case asked == KindGeneric && !hardware:
+	p := &port{slot: -1, name: at.Name, ifindex: at.Index, mtu: at.MTU, asked: c.Kind, granted: kindOf(c.Kind, l), named: !c.isPattern()}
+	p.driver = d.driverOf(l)
+	if p.granted == KindGeneric {
 		// Segments come merged from the other side's stack: TCP longer than a
 		// frame of the umem, datagrams (UDP_SEGMENT) without their boundaries.
-		return nil, fmt.Errorf("generic XDP on a device of kind %s would lose what comes merged from the other side: ask for steered", l.Type())
-	case asked == KindGeneric:
-		if features, err := eth.Features(at.Name); err == nil && features["rx-gro"] {
+		if !isHardware(l) {
+			return nil, fmt.Errorf("generic XDP on a device of kind %s would lose what comes merged from the other side: ask for steered", l.Type())
+		}
+		if features, err := d.eth.Features(at.Name); err == nil && features["rx-gro"] {
 			return nil, fmt.Errorf("generic XDP would get packets that are merged already: turn that off (ethtool -K %s gro off), or ask for steered", at.Name)
 		}
 	}
@@ -135,10 +167,7 @@ func inspectPort(eth *ethtool.Ethtool, l netlink.Link, asked PortKind) (*port, e
 		return p, nil
 	}
 	p.partial = p.driver == "veth" || p.driver == "tun"
-	n := 1
-	if ch, err := eth.GetChannels(at.Name); err == nil {
-		n = max(1, int(ch.RxCount+ch.CombinedCount))
-	}
+	n := d.queuesOf(p)
 	if n > maxQueues {
 		return nil, fmt.Errorf("%d receive queues: at most %d can be served; set fewer with ethtool -L %s", n, maxQueues, at.Name)
 	}
@@ -146,12 +175,22 @@ func inspectPort(eth *ethtool.Ethtool, l netlink.Link, asked PortKind) (*port, e
 	return p, nil
 }
 
-// openReturnPort creates the return port, with an MTU that takes what any of
-// the direct ports takes.
+// queuesOf is how many receive queues a port's device has now.
+func (d *Dataplane) queuesOf(p *port) int {
+	if ch, err := d.eth.GetChannels(p.name); err == nil {
+		return max(1, int(ch.RxCount+ch.CombinedCount))
+	}
+	return 1
+}
+
+// openReturnPort creates the return port, with an MTU that takes what any of the
+// ports takes.
 func (d *Dataplane) openReturnPort(ports []*port) error {
-	mtu := 0
+	mtu := 1500
 	for _, p := range ports {
-		mtu = max(mtu, p.mtu)
+		if p.mtu <= d.room() {
+			mtu = max(mtu, p.mtu)
+		}
 	}
 	var err error
 	if d.pair, err = openReturnPort(d.nl, d.cfg.ReturnPort, mtu); err != nil {
@@ -171,7 +210,7 @@ func (d *Dataplane) openReturnPort(ports []*port) error {
 
 // load puts the classifier and its maps in place, and opens the flow table in
 // them: the one that a predecessor left, if it fits.
-func (d *Dataplane) load(ports []*port) error {
+func (d *Dataplane) load() error {
 	buckets, records := flowtable.Geometry(d.cfg.FlowCapacity)
 	spec := xdpprog.Spec{
 		Slots:        maxPorts,
@@ -209,7 +248,11 @@ func (d *Dataplane) load(ports []*port) error {
 	if err := d.openTable(); err != nil {
 		return err
 	}
-	return d.giveSlots(ports)
+	if d.adopted, err = d.prog.Ports(); err != nil {
+		return err
+	}
+	d.slots = newSlots(d.adopted)
+	return nil
 }
 
 // openTable adopts the flow table in the maps, or formats a new one.
@@ -235,54 +278,6 @@ func (d *Dataplane) openTable() error {
 	return err
 }
 
-// giveSlots gives every port its slot. A device that a predecessor served keeps
-// the one it had: a slot must never hold another device's socket, not even for
-// the moment of a restart.
-func (d *Dataplane) giveSlots(ports []*port) error {
-	had, err := d.prog.Ports()
-	if err != nil {
-		return err
-	}
-	taken := map[int]bool{returnSlot: true}
-	for _, p := range ports {
-		p.slot = -1
-		if old, ok := had[p.ifindex]; ok && !taken[int(old.Slot)] {
-			p.slot = int(old.Slot)
-			taken[p.slot] = true
-		}
-	}
-	// The rest get slots that nobody had, if there are any.
-	for _, p := range had {
-		taken[int(p.Slot)] = true
-	}
-	next := 0
-	for _, p := range ports {
-		for p.slot < 0 {
-			if next == maxPorts {
-				next, taken = 0, map[int]bool{returnSlot: true}
-				for _, q := range ports {
-					taken[q.slot] = true
-				}
-			}
-			if !taken[next] {
-				p.slot = next
-			}
-			next++
-		}
-	}
-	all := append([]*port{d.returnPort}, ports...)
-	d.ports.Store(newPortSet(all))
-	for _, p := range all {
-		if !p.steered {
-			p.out = make([]outbox, d.cfg.Workers)
-		}
-		for i := range p.queues {
-			p.queues[i] = &queue{port: p, number: i, index: d.prog.Index(p.slot, i)}
-		}
-	}
-	return nil
-}
-
 // beat writes the heartbeat of a queue. Its worker, or Open.
 func (d *Dataplane) beat(index int, now uint64) { d.beats[index].Store(now) }
 
@@ -294,12 +289,19 @@ func (d *Dataplane) pinDir() string {
 	return ""
 }
 
-// openUmem makes the memory that every frame lives in, for these ports and the
-// return port, and refuses ports whose frames would not fit.
+// spareQueues is how many queues of direct ports may be opened later.
+const spareQueues = 4
+
+// openUmem makes the memory that every frame lives in.
 func (d *Dataplane) openUmem(ports []*port) error {
 	queues := 1
 	for _, p := range ports {
 		queues += len(p.queues)
+	}
+	if slices.ContainsFunc(d.cfg.Ports, func(c PortConfig) bool {
+		return c.isPattern() && c.Kind != KindSteered && c.Kind != KindNone && c.Role != RolePods && c.Role != RoleTunnels
+	}) {
+		queues += spareQueues
 	}
 	frames := d.cfg.Frames
 	if frames == 0 {
@@ -314,65 +316,27 @@ func (d *Dataplane) openUmem(ports []*port) error {
 		return err
 	}
 	d.onClose(d.umem.Close)
-	room := d.umem.MaxReceive() - etherLen - 8 // two VLAN tags
-	for _, p := range ports {
-		if p.mtu > room {
-			return fmt.Errorf("interface %s: MTU %d is above %d, the longest packet that a frame of %d bytes holds: lower the MTU or do not serve it", p.name, p.mtu, room, d.cfg.FrameSize)
-		}
-	}
 	return nil
 }
 
-// openSockets opens a socket for every queue, the return port's first: it
-// registers the umem, and outlives the others.
-func (d *Dataplane) openSockets() (err error) {
-	for _, p := range d.ports.Load().all {
-		for _, q := range p.queues {
-			q.sock, err = xsk.Open(d.umem, xsk.Config{
-				Interface: p.name, Ifindex: p.ifindex, Queue: q.number, Mode: xsk.ModeCopy,
-				FillSize: d.cfg.RingSize, RxSize: d.cfg.RingSize, TxSize: d.cfg.RingSize, CompletionSize: d.cfg.RingSize,
-			})
-			if err != nil {
-				return err
-			}
-			d.onClose(q.sock.Close)
-		}
-	}
-	return nil
-}
-
-// makeWorkers gives the queues out in turn and fills their fill rings.
+// makeWorkers makes the workers, without queues.
 func (d *Dataplane) makeWorkers() error {
 	for i := range d.cfg.Workers {
 		w := newWorker(d, i)
 		w.cache = d.umem.Pool().NewCache()
-		d.workers = append(d.workers, w)
-	}
-	n := 0
-	for _, p := range d.ports.Load().all {
-		for _, q := range p.queues {
-			w := d.workers[n%len(d.workers)]
-			w.queues = append(w.queues, q)
-			q.sock.Refill(w.cache)
-			n++
-		}
-	}
-	for _, w := range d.workers {
 		var err error
 		if w.poller, err = xsk.NewPoller(); err != nil {
 			return err
 		}
 		d.onClose(w.poller.Close)
-		for _, q := range w.queues {
-			w.poller.Add(q.sock)
-		}
+		d.workers = append(d.workers, w)
 	}
 	return nil
 }
 
-// attach makes the frames come: slots, heartbeats and sockets first, then the
-// programs, the return port's before all others.
-func (d *Dataplane) attach() error {
+// openPorts opens the return port, which registers the umem, and then the others. What
+// a predecessor left and nobody has taken over is removed at the end.
+func (d *Dataplane) openPorts(ports []*port) error {
 	outer := d.pair.outer.Attrs().Name
 	if err := installUntrack(int(d.egress.ns), outer); err != nil {
 		return err
@@ -383,8 +347,15 @@ func (d *Dataplane) attach() error {
 		}
 		return removeUntrack(int(d.egress.ns), outer)
 	})
-	for _, p := range d.ports.Load().all {
-		if err := d.attachPort(p); err != nil {
+	for _, p := range append([]*port{d.returnPort}, ports...) {
+		err := d.openPort(p)
+		if err != nil && !p.returns && !p.named {
+			if l, gone := d.nl.LinkByIndex(p.ifindex); gone == nil {
+				d.refuse(l, err)
+			}
+			continue // as it does in life
+		}
+		if err != nil {
 			return fmt.Errorf("interface %s: %w", p.name, err)
 		}
 	}
@@ -392,54 +363,9 @@ func (d *Dataplane) attach() error {
 	for _, s := range swept {
 		d.log.Info("removed what a predecessor left", "what", s)
 	}
+	d.slots.forget(d.clock.now())
+	d.adopted = nil
 	return err
-}
-
-// attachPort is attach for one port.
-func (d *Dataplane) attachPort(p *port) error {
-	var flags xdpprog.PortFlags
-	if p.returns {
-		flags = xdpprog.ReturnPort
-	}
-	if err := d.prog.SetPort(p.ifindex, p.slot, flags); err != nil {
-		return err
-	}
-	now := d.clock.now()
-	for _, q := range p.queues {
-		d.beat(q.index, now)
-		if err := d.prog.SetSocket(q.index, q.sock.FD()); err != nil {
-			return err
-		}
-	}
-	adopted, err := d.attachIngress(p)
-	if err != nil {
-		return err
-	}
-	if !p.returns {
-		if _, err := d.prog.AttachEgress(p.ifindex); err != nil {
-			return err
-		}
-	}
-	d.log.Info("serving", "interface", p.name, "driver", p.driver, "asked", p.asked.String(), "granted", p.granted.String(),
-		"adopted", adopted, "queues", len(p.queues), "mtu", p.mtu)
-	return nil
-}
-
-// attachIngress attaches the program that gives the port its frames, and says whether
-// it took one over.
-func (d *Dataplane) attachIngress(p *port) (adopted bool, err error) {
-	if p.steered {
-		return d.prog.AttachSteer(p.ifindex)
-	}
-	mode := xdpprog.Native
-	if p.granted == KindGeneric {
-		mode = xdpprog.Generic
-	}
-	x, err := d.prog.AttachXDP(p.ifindex, xdpprog.XDPOptions{Mode: mode, Replace: d.cfg.ReplaceForeignXDP && !p.returns})
-	if x.Replaced != nil {
-		d.log.Warn("replaced a foreign XDP program", "interface", p.name, "program", x.Replaced.Error())
-	}
-	return x.Adopted, err
 }
 
 // detach takes the programs off every port.

@@ -12,6 +12,7 @@ import (
 // every beat and before every sleep, so it is at most 10 ms old under load.
 type Stats struct {
 	Ports    []PortStats
+	Refused  []RefusedPort
 	Workers  []WorkerStats
 	Received uint64
 	Verdicts []VerdictStats
@@ -42,6 +43,11 @@ type PortStats struct {
 	Classifier map[string]uint64
 	// Egress counts frames at the egress hook, by the classifier's words.
 	Egress map[string]uint64
+}
+
+// RefusedPort is a device that is to be served and cannot be.
+type RefusedPort struct {
+	Name, Why string
 }
 
 // WorkerStats is what one worker did.
@@ -119,6 +125,11 @@ func (d *Dataplane) portStats(s *Stats) {
 	counters, err := d.prog.Counters()
 	if err != nil {
 		d.log.Warn("reading the classifier's counters", "err", err)
+	}
+	d.looking.RLock()
+	defer d.looking.RUnlock()
+	for _, r := range d.refused {
+		s.Refused = append(s.Refused, RefusedPort{Name: r.name, Why: r.why})
 	}
 	for _, p := range d.ports.Load().all {
 		ps := PortStats{

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,7 @@ type port struct {
 	// loop follows the device.
 	hw      atomic.Uint64
 	returns bool // it is the return port
+	named   bool // by the configuration, and not by a pattern
 	steered bool // its frames come and go by the return port: it has no queues
 	partial bool // its peer can send partial checksums: veth, tap
 	asked   PortKind
@@ -132,6 +134,10 @@ type worker struct {
 	// waits on it before it lets records be used again.
 	turn atomic.Uint64
 	stop atomic.Bool
+	over atomic.Bool // run has returned
+	// given are the queues that the control loop wants it to have, has those that
+	// it has; the worker takes over between two turns.
+	given, has atomic.Pointer[[]*queue]
 }
 
 // tokenBucket limits the answers a worker sends: a thousand a second, in bursts
@@ -161,6 +167,9 @@ func newWorker(d *Dataplane, id int) *worker {
 	w := &worker{id: id, d: d, touched: make([]*port, 0, maxPorts), resolve: d.egress.resolve}
 	w.rng.Seed(rand.Uint64(), rand.Uint64())
 	w.fragments = newFragments(w.random(), d.cfg.Mode)
+	none := []*queue{}
+	w.given.Store(&none)
+	w.has.Store(&none)
 	return w
 }
 
@@ -174,6 +183,7 @@ func (w *worker) run() (err error) {
 	runtime.LockOSThread() // never unlocked: the thread ends with the worker
 	defer func() {
 		w.turn.Store(w.turn.Load() | 1) // asleep for good
+		w.over.Store(true)
 		w.publish()
 		if r := recover(); r != nil {
 			err = fmt.Errorf("worker %d: panic: %v\n%s", w.id, r, stack())
@@ -210,6 +220,9 @@ func (w *worker) run() (err error) {
 // whether there was any.
 func (w *worker) pass() bool {
 	w.turn.Store(w.turn.Load() + 2)
+	if w.given.Load() != w.has.Load() {
+		w.adopt()
+	}
 	w.now = w.d.clock.now()
 	if w.now-w.lastBeat >= uint64(beatEvery) {
 		w.beat()
@@ -229,6 +242,24 @@ func (w *worker) pass() bool {
 		w.busy += w.d.clock.now() - w.now
 	}
 	return had
+}
+
+// adopt makes the queues that the worker was given its own.
+func (w *worker) adopt() {
+	given := w.given.Load()
+	for _, q := range w.queues {
+		if !slices.Contains(*given, q) {
+			w.poller.Remove(q.sock)
+		}
+	}
+	for _, q := range *given {
+		if !slices.Contains(w.queues, q) {
+			w.poller.Add(q.sock)
+			q.sock.Refill(w.cache)
+		}
+	}
+	w.queues = *given
+	w.has.Store(given)
 }
 
 // beat writes the heartbeat of every queue and publishes the counters.

@@ -377,6 +377,34 @@ func (o *Objects) pin(l link.Link, at hookOf) error {
 	return nil
 }
 
+// Attached reports whether all that was attached to a device still is: not if the device
+// is gone, though another may have its number, nor if somebody detached a program. A
+// device that nothing was attached to is as it was.
+func (o *Objects) Attached(ifindex int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, h := range hooks {
+		l, ok := o.attached[hookOf{ifindex, h}]
+		if !ok {
+			continue
+		}
+		info, err := l.Info()
+		if err != nil {
+			return false
+		}
+		at := uint32(0)
+		if h == hookXDP {
+			at = info.XDP().Ifindex
+		} else {
+			at = info.TCX().Ifindex
+		}
+		if int(at) != ifindex {
+			return false
+		}
+	}
+	return true
+}
+
 // Detach takes our programs off a device and removes their pins. A device that is
 // gone, or that we never attached to, is no error.
 func (o *Objects) Detach(ifindex int) error {

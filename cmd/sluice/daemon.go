@@ -111,13 +111,21 @@ func needs(cfg *config.Configuration) preflight.Needs {
 		n.Manifests = cfg.Manifests
 	}
 	for _, i := range cfg.Interfaces {
-		n.Interfaces = append(n.Interfaces, i.Name)
+		n.AnyInterface = true
+		if i.Name != "" && !config.IsPattern(i.Name) && i.Kind != dataplane.KindNone.String() {
+			n.Interfaces = append(n.Interfaces, i.Name)
+		}
 	}
 	frames := cfg.Frames
 	if frames == 0 {
-		// The dataplane reckons with each device's queues: at least one for
-		// each and for the return port, and something to send with.
-		frames = (len(cfg.Interfaces) + 2) * cfg.RingSize
+		// The dataplane reckons with the queues of each direct port: at least
+		// that of the return port, and something to send with.
+		frames = 2 * cfg.RingSize
+		for _, i := range cfg.Interfaces {
+			if i.Kind == dataplane.KindNative.String() || i.Kind == dataplane.KindGeneric.String() {
+				frames += cfg.RingSize
+			}
+		}
 	}
 	n.LockedBytes = uint64(frames) * uint64(cfg.FrameSize)
 	return n
@@ -354,7 +362,11 @@ func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
 		if err != nil {
 			return dataplane.Config{}, err
 		}
-		c.Ports = append(c.Ports, dataplane.PortConfig{Name: i.Name, Kind: kind})
+		role, err := dataplane.ParseRole(i.Role)
+		if err != nil {
+			return dataplane.Config{}, err
+		}
+		c.Ports = append(c.Ports, dataplane.PortConfig{Name: i.Name, Driver: i.Driver, Role: role, Kind: kind})
 	}
 	return c, nil
 }

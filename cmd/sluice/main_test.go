@@ -67,7 +67,7 @@ func TestRefusals(t *testing.T) {
 		{"run --mode", 2, "flag needs an argument: --mode; `sluice run --help` lists the flags"},
 		{"run --enable-profiling=perhaps", 2, "invalid argument \"perhaps\" for \"--enable-profiling\" flag; `sluice run --help` lists the flags"},
 		{"run --mode back", 1, `--mode: want front or alone, got "back"`},
-		{"run --interface eth0=skb", 1, `--interface: want auto, steered, native or generic, got "skb"`},
+		{"run --interface eth0=skb", 1, `--interface: want auto, steered, native, generic or none, got "skb"`},
 		{"run --interface lo", 1, "--interface: lo cannot be served: no frames of pods or of the wire pass it"},
 		{"run --on-exit leave", 1, `--on-exit: want remove or keep, got "leave"`},
 		{"run --metrics-address 10349", 1, `--metrics-address: want an IP address and a port such as 127.0.0.1:10356 or [::1]:10356, got "10349"`},

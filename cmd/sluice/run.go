@@ -50,7 +50,7 @@ func (o *overrides) bind(fs *pflag.FlagSet) {
 	d := config.Default()
 	v := &o.values
 	o.bindFile(fs)
-	fs.StringArrayVar(&o.interfaces, "interface", nil, "`name[=kind]` of an interface to serve; may be given again. kind: "+strings.Join(config.Kinds, ", "))
+	fs.StringArrayVar(&o.interfaces, "interface", nil, "`name[=kind]` of an interface to serve, or a pattern of names; may be given again. kind: "+strings.Join(config.Kinds, ", "))
 	fs.StringVar(&v.Manifests, "manifests", d.Manifests, "`folder` of Service and EndpointSlice manifests")
 	fs.StringVar(&v.ClientConnection.Kubeconfig, "kubeconfig", "", "take Services from an API server, as this `file` says")
 	fs.StringVar(&v.APIServer, "apiserver", "", "take Services from the API server at this `URL`, with the credentials of --kubeconfig or the pod")

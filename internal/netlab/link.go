@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -151,6 +152,13 @@ func (n *Namespace) Up(dev string) {
 func (n *Namespace) Down(dev string) {
 	n.tb.Helper()
 	n.check(n.setUp(dev, false), "setting %q down", dev)
+}
+
+// Rename gives a device another name, for which it is down for a moment.
+func (n *Namespace) Rename(dev, name string) {
+	n.tb.Helper()
+	link := n.link(dev)
+	n.check(errors.Join(n.handle.LinkSetDown(link), n.handle.LinkSetName(link, name), n.handle.LinkSetUp(link)), "renaming %q to %q", dev, name)
 }
 
 // Delete removes a device; the other end of a veth pair goes with it.

@@ -18,7 +18,8 @@ var (
 	Modes      = []string{"front", "named", "alone"}
 	Sources    = []string{"manifests", "apiServer"}
 	contents   = []string{"application/vnd.kubernetes.protobuf", "application/json"}
-	Kinds      = []string{"auto", "steered", "native", "generic"}
+	Kinds      = []string{"auto", "steered", "native", "generic", "none"}
+	Roles      = []string{"pods", "uplinks", "tunnels"}
 	Selections = []string{"consistent", "random", "roundRobin"}
 	OnExits    = []string{"remove", "keep"}
 	LogLevels  = []string{"debug", "info", "warn", "error"}
@@ -216,7 +217,7 @@ func (c *checker) interfaces() {
 	if n := len(d.Interfaces); n > maxInterfaces {
 		c.refuse("interfaces", "want at most %d, got %d", maxInterfaces, n)
 	}
-	seen := map[string]bool{}
+	seen := map[Interface]bool{}
 	for i := range d.Interfaces {
 		f := &d.Interfaces[i]
 		path := fmt.Sprintf("interfaces[%d]", i)
@@ -224,20 +225,45 @@ func (c *checker) interfaces() {
 			f.Kind = defaultKind
 		}
 		c.word(path+".kind", f.Kind, Kinds)
-		if !c.deviceName(path+".name", f.Name, 0) {
+		if f.Role != "" {
+			c.word(path+".role", f.Role, Roles)
+		}
+		if f.Name == "" && f.Driver == "" && f.Role == "" {
+			c.refuse(path+".name", "missing; want the name of a network device, a pattern of names, a driver or a role")
 			continue
 		}
-		switch {
-		case seen[f.Name]:
+		if f.Name != "" && !c.devicePattern(path+".name", f.Name) {
+			continue
+		}
+		switch what := (Interface{f.Name, f.Driver, f.Role, ""}); {
+		case seen[what] && f.Name == "":
+			c.refuse(path+".name", "this is chosen twice")
+		case seen[what]:
 			c.refuse(path+".name", "%s is named twice", f.Name)
 		case f.Name == d.ReturnPort+"-out" || f.Name == d.ReturnPort+"-in":
 			c.refuse(path+".name", "%s belongs to the return port, which Sluice makes and serves by itself", f.Name)
 		case f.Name == "lo":
 			c.refuse(path+".name", "lo cannot be served: no frames of pods or of the wire pass it")
+		default:
+			seen[what] = true
 		}
-		seen[f.Name] = true
 	}
 }
+
+// devicePattern checks a name, or a pattern of names.
+func (c *checker) devicePattern(path, name string) bool {
+	if !IsPattern(name) {
+		return c.deviceName(path, name, 0)
+	}
+	if _, err := filepath.Match(name, ""); err != nil || strings.ContainsAny(name, "/:") {
+		c.refuse(path, "%q cannot be a pattern of names; want one such as veth*, eth[0-3] or cali?*", name)
+		return false
+	}
+	return true
+}
+
+// IsPattern reports whether an interface's name is a pattern of names.
+func IsPattern(name string) bool { return strings.ContainsAny(name, `*?[\`) }
 
 func (c *checker) addresses() {
 	d := c.draft

@@ -110,7 +110,7 @@ func (r *renderer) structure(v reflect.Value, indent string) {
 
 // example shows one entry of the list of interfaces, as a comment.
 func (r *renderer) example(t reflect.Type) {
-	values := map[string]string{"name": "eth0", "kind": defaultKind}
+	values := map[string]string{"name": "eth0", "driver": `""`, "role": `""`, "kind": defaultKind}
 	bullet := "- "
 	for i, f := range r.structs[t.Name()].Fields.List {
 		name := t.Field(i).Tag.Get("yaml")

@@ -49,8 +49,9 @@ type Configuration struct {
 	// endpoints' zone hints are this node's. Empty: what the Node object says,
 	// with source apiServer; otherwise none.
 	Zone string `yaml:"zone"`
-	// Interfaces are the network devices to serve. At least one is needed, here
-	// or by --interface.
+	// Interfaces choose the network devices to serve: of those that fit a device
+	// the first decides. Devices are followed as they come, change and go. At least
+	// one is needed, here or by --interface.
 	Interfaces []Interface `yaml:"interfaces"`
 	// Source is where Services come from: manifests or apiServer.
 	Source string `yaml:"source"`
@@ -142,14 +143,21 @@ type ClientConnection struct {
 	Burst int `yaml:"burst"`
 }
 
-// Interface is a network device to serve.
+// Interface chooses network devices to serve.
 type Interface struct {
-	// Name is the device's name.
+	// Name is the device's name, or a pattern of names such as veth*. Empty: any.
+	// A device named without a pattern must be there at the start.
 	Name string `yaml:"name"`
+	// Driver is the device's driver, as ethtool -i has it. Empty: any.
+	Driver string `yaml:"driver"`
+	// Role is what the device is on its node: pods (it leads into a pod or a
+	// guest), uplinks (hardware, and what a route with a gateway leaves by) or
+	// tunnels (VXLAN, GENEVE, GRE). Empty: any.
+	Role string `yaml:"role"`
 	// Kind is how it is served: auto (native for hardware, steered for what the
 	// kernel makes), steered (a tc program; pods keep their offloads), native (XDP
-	// in the driver; fewer hops, but it takes segmentation offload from a pod), or
-	// generic (XDP without the driver).
+	// in the driver; fewer hops, but it takes segmentation offload from a pod),
+	// generic (XDP without the driver) or none (not at all, whatever comes after).
 	Kind string `yaml:"kind"`
 }
 

@@ -23,8 +23,10 @@ const (
 
 // Needs is what the configuration wants of the machine.
 type Needs struct {
-	Interfaces []string
-	Manifests  string
+	// Interfaces are those that are named, AnyInterface says that some are chosen.
+	Interfaces   []string
+	AnyInterface bool
+	Manifests    string
 	// Pins is the folder to pin in; empty: none.
 	Pins string
 	// LockedBytes is the least packet memory that will be locked.
@@ -54,7 +56,7 @@ func Check(n Needs) error {
 		kernel(unix.ByteSliceToString(uts.Release[:])),
 		caps.check(),
 		lockedMemory(caps, limit.Cur, n.LockedBytes),
-		interfaces(n.Interfaces),
+		interfaces(n.Interfaces, n.AnyInterface),
 		folder(n.Manifests),
 		pins(n.Pins),
 	} {
@@ -146,8 +148,8 @@ func lockedMemory(caps capabilities, limit, need uint64) error {
 }
 
 // interfaces checks that all exist.
-func interfaces(names []string) error {
-	if len(names) == 0 {
+func interfaces(names []string, some bool) error {
+	if len(names) == 0 && !some {
 		return fmt.Errorf("no interface to serve; name one with --interface, or under interfaces in the configuration")
 	}
 	devices, err := net.Interfaces()

@@ -75,9 +75,10 @@ func TestLockedMemory(t *testing.T) {
 }
 
 func TestInterfaces(t *testing.T) {
-	expect(t, "none", interfaces(nil), "no interface to serve; name one with --interface, or under interfaces in the configuration")
-	expect(t, "lo", interfaces([]string{"lo"}), "")
-	err := interfaces([]string{"lo", "no-such-device"})
+	expect(t, "none", interfaces(nil, false), "no interface to serve; name one with --interface, or under interfaces in the configuration")
+	expect(t, "lo", interfaces([]string{"lo"}, true), "")
+	expect(t, "chosen ones", interfaces(nil, true), "")
+	err := interfaces([]string{"lo", "no-such-device"}, true)
 	if err == nil || !strings.HasPrefix(err.Error(), `interface "no-such-device" does not exist here`) {
 		t.Errorf("%v", err)
 	}

@@ -120,6 +120,8 @@ func metrics(build Build) []metric {
 					emit(1, p.Name, p.Kind, p.Driver, p.Asked, p.Granted, p.Socket)
 				}
 			}, "interface", "kind", "driver", "asked", "granted", "socket"),
+		gauge("interfaces_refused", "Interfaces that are to be served and cannot be: the log says why.",
+			func(s *Picture, emit sink) { emit(float64(len(s.Refused))) }),
 		gauge("interface_queues", "Receive queues served.",
 			ofPorts(func(p *port) uint64 { return uint64(p.Queues) }), "interface"),
 		counter("rx_packets_total", "Packets received from an interface's sockets.",
