@@ -3,6 +3,7 @@
 package flowtable_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime"
@@ -26,9 +27,11 @@ import (
 // kernel's own tables. All hold the same flows by the same two tuples, at 80 % of the capacity that they were made for,
 // and do the same work in the same run. The peers keep 128 bytes for each flow, as the table does.
 //
-//	lookup    tuples of either direction, in random order, 64 a call; also B/flow, the memory of one flow, all in
-//	insert    both tuples of a new flow, each only if absent; as many old flows have left before, off the clock
-//	readers   lookups by so many threads while a writer adds and removes 64 flows each millisecond
+//	lookup      tuples of either direction, in random order, 64 a call; also B/flow, the memory of one flow, all in
+//	readers-n   lookups by n threads while a writer adds and removes 64 flows each millisecond
+//	two-reads   what memory alone costs a lookup: a random cell of the index, and then the record that it names, one pair
+//	            after the other. A single lookup cannot cost less unless the core overlaps it with the next one
+//	insert      both tuples of a new flow, each only if absent; as many old flows have left before, off the clock
 //
 // ns/key is wall time, cpu-ns/key what the thread itself used, which a busy machine cannot blur as much. Read it with
 //
@@ -56,10 +59,14 @@ func BenchmarkPeers(b *testing.B) {
 					benchPeerLookup(b, p, tuples)
 					b.ReportMetric(memory, "B/flow")
 				})
-				b.Run("op=insert", func(b *testing.B) { benchPeerInsert(b, p, size.flows) })
 				for _, readers := range []int{1, 2} {
 					b.Run(fmt.Sprintf("op=readers-%d", readers), func(b *testing.B) { benchPeerReaders(b, p, tuples, readers) })
 				}
+				if s, ok := p.(*sluice); ok && !s.batch {
+					b.Run("op=two-reads", s.benchTwoReads)
+				}
+				age := &generations{next: size.flows}
+				b.Run("op=insert", func(b *testing.B) { benchPeerInsert(b, p, age) })
 				runtime.KeepAlive(p)
 			})
 		}
@@ -114,40 +121,32 @@ func perKey(b *testing.B, wall, cpu time.Duration, keys int) {
 	b.ReportMetric(0, "ns/op")
 }
 
+// generations says which flows a table has: those from oldest up to next.
+type generations struct{ oldest, next int }
+
 // benchPeerInsert keeps the number of flows: the oldest leave in the pauses.
-func benchPeerInsert(b *testing.B, p peer, flows int) {
+func benchPeerInsert(b *testing.B, p peer, age *generations) {
 	const batch = 256
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var wall, cpu time.Duration
-	oldest, next := 0, flows
 	for b.Loop() {
 		for range batch {
-			p.remove(oldest)
-			oldest++
+			p.remove(age.oldest)
+			age.oldest++
 		}
 		p.settle()
 		began, used := time.Now(), threadTime(b)
 		for range batch {
-			if !p.insert(next) {
+			if !p.insert(age.next) {
 				b.Fatal("no room")
 			}
-			next++
+			age.next++
 		}
 		wall += time.Since(began)
 		cpu += threadTime(b) - used
 	}
 	perKey(b, wall, cpu, b.N*batch)
-	for ; oldest < next; oldest++ { // as it was
-		p.remove(oldest)
-		if oldest%batch == 0 {
-			p.settle()
-		}
-	}
-	p.settle()
-	for i := range flows {
-		p.insert(i)
-	}
 }
 
 func benchPeerReaders(b *testing.B, p peer, tuples []flowtable.Tuple, readers int) {
@@ -316,6 +315,25 @@ func (s *sluice) lookup(tuples []flowtable.Tuple) (found int) {
 	}
 	s.scratch.Put(scratch)
 	return found
+}
+
+func (s *sluice) benchTwoReads(b *testing.B) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	le := binary.LittleEndian
+	cells, records := uint64(len(s.memory[0])/8), uint64(len(s.memory[1])/flowtable.RecordSize)
+	x := uint64(1)
+	cpu := threadTime(b)
+	for b.Loop() {
+		x = x*6364136223846793005 + 1442695040888963407
+		record := uint64(le.Uint32(s.memory[0][x>>33%cells*8:]))
+		if record == 0 { // an empty cell
+			record = x >> 33 % records
+		}
+		x += le.Uint64(s.memory[1][record*flowtable.RecordSize+flowtable.OffsetClientPort:])
+	}
+	perKey(b, b.Elapsed(), threadTime(b)-cpu, b.N)
+	runtime.KeepAlive(x)
 }
 
 func (s *sluice) bytes() int64 { return int64(len(s.memory[0]) + len(s.memory[1])) }
