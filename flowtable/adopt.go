@@ -53,7 +53,7 @@ func OpenWith(index, records []byte, o Options) (*Table, AdoptReport, error) {
 		return nil, rep, fmt.Errorf("flow table: at most %d flows a client, want 0 (no limit) or more", o.MaxPerClient)
 	}
 	t := &Table{
-		buckets: bs, records: rs, mask: uint32(len(bs) - 1), idle: idle,
+		buckets: bs, records: rs, n: uint64(len(bs)), idle: idle,
 		links: make([]link, len(rs)+1), clients: newClients(o.MaxPerClient, len(rs)-1),
 	}
 	t.setSeed(seed)

@@ -141,8 +141,8 @@ func TestOpenRefuses(t *testing.T) {
 		want   string
 	}{
 		{"never formatted", func(i, r []byte) ([]byte, []byte) { clear(r); return i, r }, "magic"},
-		{"older version", func(i, r []byte) ([]byte, []byte) { r[8] = 1; seal(r); return i, r }, "version 1"},
-		{"newer version", func(i, r []byte) ([]byte, []byte) { r[8] = 3; seal(r); return i, r }, "version 3"},
+		{"older version", func(i, r []byte) ([]byte, []byte) { r[8] = 2; seal(r); return i, r }, "version 2"},
+		{"newer version", func(i, r []byte) ([]byte, []byte) { r[8] = 4; seal(r); return i, r }, "version 4"},
 		{"seed changed", func(i, r []byte) ([]byte, []byte) { r[30] ^= 1; return i, r }, "checksum"},
 		{"checksum changed", func(i, r []byte) ([]byte, []byte) { r[41] ^= 1; return i, r }, "checksum"},
 		{"other record size", func(i, r []byte) ([]byte, []byte) { r[20] = 64; seal(r); return i, r }, "records of 64 bytes"},

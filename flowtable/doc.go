@@ -13,7 +13,7 @@
 //
 // # Layout
 //
-//	index: a power of two of buckets, 64 bytes each
+//	index: buckets, 64 bytes each
 //	+--------+--------+--------+--------+--------+--------+--------+--------+
 //	| cell 0 | cell 1 |  ...                                       | cell 7 |
 //	+--------+--------+--------+--------+--------+--------+--------+--------+
@@ -35,7 +35,7 @@
 // The first line of a record is what a lookup compares and never changes while the flow lives; the second is what
 // packets change (and the source, which only hairpins and re-chosen addresses compare). Numbers are little-endian, ports
 // are as in a frame. Both tuples are hashed with SipHash-1-3 under the table's seed (hash.go): the low half of the hash
-// names the first bucket, the high half the second, a product of it the tag.
+// names the first bucket, the high half how far behind it the second is, a product of it the tag.
 //
 // # Invariants
 //
@@ -55,8 +55,8 @@
 // the misses of 64 lookups overlap; Warm does the same for the line that Touch writes. An insert hashes twice, takes up to
 // four of 64 stripe locks and one lock for the lists; under pressure it removes one flow, and looks at 16 at most.
 //
-// A flow of the capacity takes 144 bytes for records (a reserve of an eighth with them), 32 to 64 for the index, 9 on
-// the heap, and 28 more if clients are counted: at a capacity of a million, filled to 80 %, 233 bytes a flow, or 268. The
+// A flow of the capacity takes 144 bytes for records (a reserve of an eighth with them), 32 for the index, 9 on the
+// heap, and 17 more if clients are counted: at a capacity of a million, filled to 80 %, 231 bytes a flow, or 252. The
 // benchmarks measure all of it: go test -run '^$' -bench . ./flowtable
 //
 // # Who may call what

@@ -90,12 +90,17 @@ func round(v0, v1, v2, v3 uint64) (uint64, uint64, uint64, uint64) {
 
 // pair returns a hash's two candidate buckets, which are never the same.
 func (t *Table) pair(h uint64) (uint32, uint32) {
-	b1, b2 := uint32(h)&t.mask, uint32(h>>32)&t.mask
-	if b2 == b1 {
-		b2 ^= 1
+	b1 := t.first(h)
+	b2 := uint64(b1) + 1 + h>>32*(t.n-1)>>32
+	if b2 >= t.n {
+		b2 -= t.n
 	}
-	return b1, b2
+	return b1, uint32(b2)
 }
+
+// first returns the first of them: the low half of the hash as a fraction of the number of buckets, which so need not be a
+// power of two. The high half says in the same way how far behind it, around the end, the second is.
+func (t *Table) first(h uint64) uint32 { return uint32(uint64(uint32(h)) * t.n >> 32) }
 
 // tagOf returns a hash's tag in its place within a cell.
 func tagOf(h uint64) uint64 { return h * tagMul &^ (cellTag - 1) }

@@ -161,13 +161,28 @@ func TestVacancy(t *testing.T) {
 // A table of the sizes that Geometry gives takes all of its flows, whatever the seed.
 func TestInsertFillsToCapacity(tt *testing.T) {
 	for seed := range uint64(4) {
-		buckets, n := Geometry(4096) // exactly half full: the worst case
+		buckets, n := Geometry(4096)
 		index, records := make([]byte, buckets*BucketSize), make([]byte, n*RecordSize)
 		if err := Format(index, records, [2]uint64{seed, ^seed}); err != nil {
 			tt.Fatal(err)
 		}
 		t := open(tt, index, records, Timeouts{})
 		fill(tt, t, 4096)
+		check(tt, t)
+		// And, if nothing in it may be shed, the reserve.
+		for rec := 1; rec < n; rec++ {
+			if t.records[rec].life == LifeLive {
+				settleFlow(t, uint32(rec))
+			}
+		}
+		for i := uint32(4096); t.Stats().Free > 0; i++ {
+			f := flowN(i)
+			ref, res := t.Insert(&f, 0)
+			if res != Inserted {
+				tt.Fatalf("seed %d, flow %d of %d: %v", seed, i+1, n-1, res)
+			}
+			settleFlow(t, ref.Record)
+		}
 		check(tt, t)
 	}
 }

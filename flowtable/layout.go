@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"math/bits"
 	"sync/atomic"
 )
 
@@ -14,7 +13,7 @@ const (
 	RecordSize = 128 // two: what is compared, what changes
 
 	// Version of the layout. Whatever moves a field, changes the hash or gives a reserved bit a meaning raises it.
-	Version = 2
+	Version = 3
 	// Magic is "sluiceFT" as the bytes lie in memory.
 	Magic uint64 = 0x54466563_69756c73
 
@@ -109,14 +108,14 @@ const (
 	backend  = 2
 )
 
-// Geometry returns the sizes of the arrays for a number of flows: the count of buckets leaves at least half of the
+// Geometry returns the sizes of the arrays for a number of flows: the count of buckets leaves half of the
 // cells empty when the table is full, the records include the header and the reserve for removed ones (pressure.go), an
 // eighth of the capacity. Capacities outside 1..MaxCapacity are clamped.
 func Geometry(capacity int) (buckets, records int) {
 	capacity = min(max(capacity, 1), MaxCapacity)
 	cells := 2 * 2 * capacity // two a flow, half of them empty
 	buckets = max((cells+bucketCells-1)/bucketCells, 2)
-	return 1 << bits.Len(uint(buckets-1)), 1 + capacity + capacity/reserveShare
+	return buckets, 1 + capacity + capacity/reserveShare
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -33,7 +33,7 @@ func (t *Table) Lookup(k *Tuple) Ref {
 		h = t.sip(s0, s1, d0, d1, tail)
 	}
 	tag := tagOf(h)
-	x := t.buckets[uint32(h)&t.mask].nearest(tag)
+	x := t.buckets[t.first(h)].nearest(tag)
 	if x >= cellTag {
 		_, b2 := t.pair(h)
 		if x = t.buckets[b2].nearest(tag); x >= cellTag {
@@ -98,16 +98,16 @@ func (t *Table) lookupBatch(tuples []Tuple, hashes []uint64, refs []Ref) {
 			hashes[i] = t.sip(s0, s1, d0, d1, tail)
 		}
 		if i%ahead == ahead-1 {
-			t.fetchBuckets(hashes[asked : i+1])
+			t.fetchBuckets(t.n, hashes[asked:i+1])
 			asked = i + 1
 		}
 	}
-	t.fetchBuckets(hashes[asked:])
+	t.fetchBuckets(t.n, hashes[asked:])
 	asked = 0
 	var rest [batchSize]uint8 // those that the first bucket does not have
 	n := 0
 	for i, h := range hashes {
-		x := t.buckets[uint32(h)&t.mask].nearest(tagOf(h))
+		x := t.buckets[t.first(h)].nearest(tagOf(h))
 		hit := (x/cellTag - 1) >> 63 // 1 if a tag is equal; without one record 0 is asked for, which is here
 		refs[i] = Ref{uint32(x) & -uint32(hit), Direction(x >> 32)}
 		rest[n%batchSize] = uint8(i)
@@ -170,7 +170,7 @@ func (t *Table) secondBuckets(rest []uint8, hashes []uint64, refs []Ref) {
 		_, b2 := t.pair(hashes[i])
 		seconds[n%batchSize] = uint64(b2)
 	}
-	t.fetchBuckets(seconds[:len(rest)])
+	t.fetchBuckets(1<<32, seconds[:len(rest)])
 	var found [batchSize]Ref
 	for n, i := range rest {
 		_, b2 := t.pair(hashes[i])

@@ -66,9 +66,9 @@ func TestLookup(tt *testing.T) {
 // A hint reads nothing: not for a record that does not exist, not for an empty batch.
 func TestHintsAreHarmless(tt *testing.T) {
 	t := newTable(tt, 64, Timeouts{})
-	t.fetchBuckets(nil)
+	t.fetchBuckets(t.n, nil)
 	t.fetchRecords(nil)
-	t.fetchBuckets([]uint64{0, 1<<64 - 1, 1 << 31})
+	t.fetchBuckets(t.n, []uint64{0, 1<<64 - 1, 1 << 31})
 	refs := []Ref{{}, {1, Reply}, {64, Forward}, {1 << 31, Reply}, {1<<32 - 1, absent}}
 	t.fetchRecords(refs)
 	t.Warm(nil)

@@ -3,14 +3,15 @@ package flowtable
 // The batch's two waves of cache misses. They are the only assembly, and change nothing: without them (prefetch_other.go)
 // a batch at a million flows takes a third more.
 
-func (t *Table) fetchBuckets(hashes []uint64) { prefetchBuckets(&t.buckets[0], t.mask, hashes) }
+// fetchBuckets asks for the first buckets of hashes, if n is their number, or, if n is 1<<32, for the buckets of these numbers.
+func (t *Table) fetchBuckets(n uint64, hashes []uint64) { prefetchBuckets(&t.buckets[0], n, hashes) }
 
 func (t *Table) fetchRecords(refs []Ref) { prefetchRecords(&t.records[0], refs) }
 
-// prefetchBuckets asks for the lines of the buckets that the low halves of the hashes name.
+// prefetchBuckets asks for the lines of the buckets that are the first of the hashes, of n.
 //
 //go:noescape
-func prefetchBuckets(buckets *bucket, mask uint32, hashes []uint64)
+func prefetchBuckets(buckets *bucket, n uint64, hashes []uint64)
 
 // prefetchRecords asks for the first lines of the records.
 //

@@ -3,10 +3,10 @@
 // A prefetch retires at once, where a load waits in the core's queue for its line: all misses of a batch are under way
 // together. It never faults, so that a record number out of a damaged cell does no harm.
 
-// func prefetchBuckets(buckets *bucket, mask uint32, hashes []uint64)
+// func prefetchBuckets(buckets *bucket, n uint64, hashes []uint64)
 TEXT ·prefetchBuckets(SB), NOSPLIT, $0-40
 	MOVQ buckets+0(FP), AX
-	MOVL mask+8(FP), BX
+	MOVQ n+8(FP), BX
 	MOVQ hashes_base+16(FP), CX
 	MOVQ hashes_len+24(FP), DX
 	TESTQ DX, DX
@@ -14,7 +14,8 @@ TEXT ·prefetchBuckets(SB), NOSPLIT, $0-40
 
 next:
 	MOVL (CX), SI
-	ANDL BX, SI
+	IMULQ BX, SI
+	SHRQ $32, SI
 	SHLQ $6, SI // BucketSize
 	PREFETCHT0 (AX)(SI*1)
 	ADDQ $8, CX

@@ -62,7 +62,7 @@ func TickOf(monotonicNanos uint64) Tick { return Tick(monotonicNanos >> tickShif
 type Table struct {
 	buckets []bucket
 	records []record // records[0] is the header
-	mask    uint32   // len(buckets)-1
+	n       uint64   // len(buckets)
 	v       [4]uint64
 	idle    [classes]Tick // by class; 0 for none
 

@@ -16,8 +16,8 @@ func view(index, records []byte) ([]bucket, []record, error) {
 		return nil, nil, errors.New("flow table: big-endian machines are not supported")
 	}
 	n := len(index) / BucketSize
-	if len(index)%BucketSize != 0 || n < 2 || n&(n-1) != 0 || n > 1<<31 {
-		return nil, nil, fmt.Errorf("flow table: index of %d bytes, want a power of two of at least two buckets of %d", len(index), BucketSize)
+	if len(index)%BucketSize != 0 || n < 2 || n > 1<<31 {
+		return nil, nil, fmt.Errorf("flow table: index of %d bytes, want at least two buckets of %d", len(index), BucketSize)
 	}
 	m := len(records) / RecordSize
 	if len(records)%RecordSize != 0 || m < 2 || m > maxRecords {

@@ -133,12 +133,10 @@ func TestCellsAreOnlyHints(t *testing.T) {
 	// Where the cells of another tuple would be, and their tag.
 	stranger := flowtable.Tuple{Src: client4.Addr().As16(), Dst: gone4.Addr().As16(), SrcPort: client4.Port(), DstPort: gone4.Port(), Proto: uint8(tcp)}
 	h := r.table.Hash(&stranger)
-	mask := uint32(len(r.FlowIndex())/flowtable.BucketSize - 1)
+	n := uint64(len(r.FlowIndex()) / flowtable.BucketSize)
 	tag := h * 0x9e3779b97f4a7c15 >> 33
-	buckets := []uint32{uint32(h) & mask, uint32(h>>32) & mask}
-	if buckets[1] == buckets[0] {
-		buckets[1] ^= 1
-	}
+	first := h << 32 >> 32 * n >> 32
+	buckets := []uint64{first, (first + 1 + h>>32*(n-1)>>32) % n}
 	// Another tuple of the known flow, for its own cell with the wrong direction.
 	frame := packet{src: client4, dst: gone4, flags: "A"}.frame(t)
 

@@ -27,10 +27,10 @@ func TestVerifierBudget(t *testing.T) {
 		spec               Spec
 		xdp, steer, egress uint32
 	}{
-		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 7500, 7500, 7000},
-		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 7500, 7500, 7000},
-		{"alone", Spec{Mode: ModeAlone}, 7500, 7500, 7000},
-		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 7500, 7500, 7000},
+		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 7700, 7700, 7200},
+		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 7700, 7700, 7200},
+		{"alone", Spec{Mode: ModeAlone}, 7700, 7700, 7200},
+		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 7700, 7700, 7200},
 		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 17000, 17000, 16500},
 		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 10000, 10000, 9500},
 		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 20000, 19000},

@@ -60,7 +60,7 @@ type Spec struct {
 	// them may have.
 	Slots  int
 	Queues int
-	// FlowBuckets, a power of two, and FlowRecords are the flow table's.
+	// FlowBuckets and FlowRecords are the flow table's.
 	FlowBuckets int
 	FlowRecords int
 	// MaxAddresses is how many addresses may be served, and how many backends
@@ -122,8 +122,8 @@ func (s *Spec) validate() error {
 		return fmt.Errorf("%d slots: a frame's mark has room for %d", s.Slots, 1<<16)
 	case s.Slots < 1 || s.Queues < 1 || s.Slots > limit || s.Queues > limit || s.Slots*s.Queues > limit:
 		return fmt.Errorf("%d slots of %d queues: each must be positive, and the product at most %d", s.Slots, s.Queues, limit)
-	case s.FlowBuckets < 2 || s.FlowBuckets&(s.FlowBuckets-1) != 0 || s.FlowBuckets > math.MaxInt32:
-		return fmt.Errorf("%d flow buckets: not a power of two of at least 2", s.FlowBuckets)
+	case s.FlowBuckets < 2 || s.FlowBuckets > math.MaxInt32:
+		return fmt.Errorf("%d flow buckets: want 2 or more", s.FlowBuckets)
 	case s.FlowRecords < 2 || s.FlowRecords > math.MaxInt32:
 		return fmt.Errorf("%d flow records: at least 2", s.FlowRecords)
 	case s.MaxAddresses < 1 || s.MaxAddresses > math.MaxInt32:

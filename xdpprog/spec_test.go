@@ -32,7 +32,6 @@ func TestSpecRefusals(t *testing.T) {
 		{"more slots than a mark can name", func(s *Spec) { s.Slots = 1<<16 + 1 }, "65537 slots"},
 		{"too many sockets", func(s *Spec) { s.Slots, s.Queues = 1<<16, 1<<9 }, "the product at most"},
 		{"one bucket", func(s *Spec) { s.FlowBuckets = 1 }, "1 flow buckets"},
-		{"odd buckets", func(s *Spec) { s.FlowBuckets = 6 }, "6 flow buckets"},
 		{"no records", func(s *Spec) { s.FlowRecords = 0 }, "0 flow records"},
 		{"addresses", func(s *Spec) { s.MaxAddresses = -1 }, "at most -1 addresses"},
 		{"stale", func(s *Spec) { s.StaleAfter = -1 }, "stale before"},

@@ -804,9 +804,11 @@ static __always_inline int bucket_find(const struct tuple *t, __u32 number, __u6
 
 __noinline int flow_find(const struct tuple *t)
 {
-	__u32 zero = 0, mask = flow_buckets - 1, first, second;
+	const __s64 buckets = flow_buckets;
+	__u32 zero = 0;
 	struct flow_header *header;
 	__u64 hash, tag;
+	__s64 first, second;
 	int direction;
 
 	if (!t)
@@ -816,10 +818,11 @@ __noinline int flow_find(const struct tuple *t)
 		return FLOW_NONE;
 	hash = flow_hash(t, header->seed);
 	tag = hash * 0x9e3779b97f4a7c15ULL >> 33;
-	first = (__u32)hash & mask;
-	second = (__u32)(hash >> 32) & mask;
-	if (second == first)
-		second ^= 1;
+	/* The second is some way behind the first, around the end. Without a branch: the verifier
+	 * would walk all that follows twice. */
+	first = (hash & 0xffffffff) * buckets >> 32;
+	second = first + 1 + ((hash >> 32) * (buckets - 1) >> 32) - buckets;
+	second += buckets & second >> 63;
 
 	direction = bucket_find(t, first, tag);
 	if (direction != FLOW_NONE)
