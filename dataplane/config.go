@@ -176,6 +176,11 @@ type Config struct {
 	// backend no longer serves with a reset. Otherwise the connection is kept
 	// to its end, as the kernel's own rules would.
 	ResetGoneBackends bool
+	// AffinityCapacity is how many clients of Services with ClientIP affinity
+	// are remembered; 0 is 65536.
+	AffinityCapacity int
+	// Masquerade says whose flows get the node's own address as their source.
+	Masquerade Masquerade
 	// Timeouts of flows; zero values are the flow table's defaults.
 	Timeouts flowtable.Timeouts
 	// ReplaceForeignXDP allows a program that is not ours to be replaced.
@@ -198,6 +203,7 @@ func (c Config) withDefaults() Config {
 	def(&c.FrameSize, 4096)
 	def(&c.RingSize, 2048)
 	def(&c.FlowCapacity, 65536)
+	def(&c.AffinityCapacity, 65536)
 	if c.ReturnPort == "" {
 		c.ReturnPort = "sluice"
 	}

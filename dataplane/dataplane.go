@@ -40,6 +40,8 @@ type Dataplane struct {
 	pair       *returnPort
 	prog       *xdpprog.Objects
 	table      *flowtable.Table
+	affinities *service.Affinities
+	localPorts [2]uint16 // the first and the last that the kernel gives to processes
 	umem       *xsk.Umem
 	beats      []atomic.Uint64 // the classifier's, by slot x queues + queue
 	ports      atomic.Pointer[portSet]
@@ -77,6 +79,9 @@ func (d *Dataplane) Publish(s *service.Snapshot) error {
 		if delta, err = d.difference(s); err != nil {
 			return err
 		}
+	}
+	if d.snapshot.Load() == nil {
+		d.recallAffinities(s)
 	}
 	d.told = false
 	if err := d.prog.UpdateAddresses(nil, delta.GoneAddresses); err != nil {

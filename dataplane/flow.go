@@ -134,8 +134,12 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 	}
 	fe := service.Frontend{Addr: p.Dst, Port: p.DstPort, Proto: p.Proto}
 	sp := s.Lookup(&fe)
-	if sp == nil && !s.Serves(p.Dst) {
-		if !w.statelessReply(i) {
+	if (sp == nil || sp.Action == service.Pass) && !s.Serves(p.Dst) {
+		switch {
+		case w.statelessReply(i):
+		case w.d.cfg.Mode == ModeAlone && s.InRange(&p.Dst):
+			w.drop(i, Unallocated)
+		default:
 			w.giveBack(i, NotServed)
 		}
 		return none
@@ -145,8 +149,14 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		return none
 	}
 	switch {
+	case s.Policed(&p.Src):
+		w.policed(i)
+		return none
 	case sp == nil:
 		w.reject(i, UnknownPort)
+		return none
+	case sp.Action == service.Pass || sp.Action == service.Refuse:
+		w.policed(i)
 		return none
 	case sp.Action == service.Reject:
 		w.reject(i, NoEndpoints)
@@ -167,9 +177,23 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		w.reject(i, NoEndpoints)
 		return none
 	}
+	if sp.Affinity != 0 {
+		be = w.d.affinities.Choose(sp, &p.Src, be, w.now)
+	}
 	e := w.d.egress
-	source := p.Src
-	if be.Addr == p.Src {
+	source, sourcePort := p.Src, p.SrcPort
+	switch {
+	case w.masquerades(i, s):
+		if w.d.cfg.Mode == ModeFront {
+			w.giveBack(i, Masqueraded)
+			return none
+		}
+		if source = e.fib.Load().nodeAddress(&be.Addr); source == ([16]byte{}) {
+			w.giveBack(i, Masqueraded)
+			return none
+		}
+		sourcePort = w.nodePort()
+	case be.Addr == p.Src:
 		// A pod that reaches itself must see a source that is not its own,
 		// or it would answer itself past us (RFC 4787 REQ-9a). The node's
 		// address is what the kernel's masquerade would show it.
@@ -187,7 +211,7 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		Client: p.Src, ClientPort: p.SrcPort,
 		Frontend: p.Dst, FrontendPort: p.DstPort,
 		Backend: be.Addr, BackendPort: be.Port,
-		Source: source, SourcePort: p.SrcPort,
+		Source: source, SourcePort: sourcePort,
 		Proto: p.Proto, Generation: s.Generation,
 		ForwardAdj: forward, ReplyAdj: e.adj.number(p.Src, w.resolve),
 	}
@@ -202,16 +226,30 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 			}
 			return ref
 		case flowtable.Full:
-			w.withoutRoom(i, &f, sp.Selection == service.Consistent)
+			w.withoutRoom(i, &f, sp.Selection == service.Consistent && sp.Affinity == 0)
 			return none
 		case flowtable.OverCap:
 			w.giveBack(i, ClientOverCap)
 			return none
 		}
-		f.SourcePort = w.randomPort(p.SrcPort)
+		if sourcePort == p.SrcPort {
+			f.SourcePort = w.randomPort(p.SrcPort)
+		} else {
+			f.SourcePort = w.nodePort()
+		}
 	}
 	w.giveBack(i, NoFreePort)
 	return none
+}
+
+// policed ends frame i, which begins a flow that a NetworkPolicy may forbid. Where
+// nobody else serves it, it is refused.
+func (w *worker) policed(i int) {
+	if w.d.cfg.Mode == ModeFront {
+		w.giveBack(i, PolicyReturned)
+		return
+	}
+	w.reject(i, PolicyRefused)
 }
 
 // randomPort is an unpredictable port of the same class as like: RFC 4787

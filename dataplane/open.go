@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/service"
 	"github.com/sluice-net/sluice/xdpprog"
 )
 
@@ -245,6 +246,8 @@ func (d *Dataplane) load() error {
 	if d.beats, err = xsk.Words(d.prog.BeatsMemory()); err != nil {
 		return err
 	}
+	d.localPorts = localPorts()
+	d.affinities = service.NewAffinities(d.cfg.AffinityCapacity)
 	if err := d.openTable(); err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func (d *Dataplane) prepareOverflow() {
 	}
 	b := &behind{generation: s.Generation, frontends: map[backendOf][]service.Frontend{}}
 	for _, p := range s.ServicePorts() {
-		if p.Selection != service.Consistent {
+		if p.Selection != service.Consistent || p.Affinity != 0 {
 			continue
 		}
 		for _, be := range p.Backends {

@@ -53,12 +53,16 @@ const (
 	ClientOverCap   // its client has as many flows as one may have
 	FragmentExpired // the first fragment of its datagram did not come
 	RouteFirst      // a reply with options for a router: it comes again when the kernel has routed it
+	Masqueraded     // its client is outside, and the kernel is to show the backend another
+	PolicyReturned  // a NetworkPolicy selects its client or a backend of its Service
 	NoFreePort      // every source port tried collides at the backend
 	NoEndpoints     // rejected: no usable endpoint anywhere
 	BackendGone     // rejected with a reset: the connection's backend no longer serves
 	TTLExceeded     // rejected with time exceeded: the node is as far as it goes
 	TooBig          // rejected with the MTU of the way on: too long, and not to be cut
 	UnknownPort     // rejected: the address is a frontend's, the port is not
+	PolicyRefused   // rejected: the same, and nobody else serves it
+	Unallocated     // dropped: the address is in a Service range, and nobody has it
 	NoLocal         // dropped: policy Local, and no endpoint on this node
 	SpoofedSource   // dropped: the source does not live behind this port
 	RejectLimited   // dropped: too many rejects in this second
@@ -103,10 +107,14 @@ var reasonWords = [firstNatReason]struct {
 	TableFull:       {"table_full", Returned},
 	FragmentExpired: {"fragment_expired", Returned},
 	RouteFirst:      {"route_first", Returned},
+	Masqueraded:     {"masqueraded", Returned},
+	PolicyReturned:  {"policy_returned", Returned},
 	NoFreePort:      {"no_free_port", Returned},
 	NoEndpoints:     {"no_endpoints", Rejected},
 	BackendGone:     {"backend_gone", Rejected},
 	UnknownPort:     {"unknown_port", Rejected},
+	PolicyRefused:   {"policy_refused", Rejected},
+	Unallocated:     {"unallocated", Dropped},
 	NoLocal:         {"no_local_endpoints", Dropped},
 	SpoofedSource:   {"spoofed_source", Dropped},
 	RejectLimited:   {"reject_limited", Dropped},

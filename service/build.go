@@ -26,6 +26,13 @@ type Config struct {
 	// ServiceCIDRs are the ranges that ClusterIPs come from, besides those of ServiceCIDR objects. If any range of a family is
 	// known, a ClusterIP of that family outside of them all is refused, and so is an endpoint inside.
 	ServiceCIDRs []netip.Prefix
+	// Policed is what becomes of a Service with a backend on this node that a NetworkPolicy selects: Pass or Refuse. Forward
+	// serves it all the same, and such a pod's own flows too, because policy is enforced elsewhere.
+	Policed Action
+	// Pods are the ranges that pods have their addresses from, for masquerading everybody else. NodePods: those of the Node
+	// object instead.
+	Pods     []netip.Prefix
+	NodePods bool
 	// Partial says that the source does not show every Service, so that an EndpointSlice without one is nothing to report.
 	Partial bool
 }

@@ -35,10 +35,15 @@ type Catalog struct {
 	served    map[[16]byte]int // ClusterIPs, with the number of Services that want each
 	backends  map[[16]byte]int // addresses of serving backends, with the number of ServicePorts that have each
 	ranges    serviceRanges
+	policies  policies
+	around    around
 
 	// What has been told since the last Commit.
-	dirty    map[*entry]struct{}
-	moved    map[[16]byte]struct{} // addresses that became a ClusterIP, or are none any more
+	dirty map[*entry]struct{}
+	moved struct {
+		clusterIPs map[[16]byte]struct{} // addresses that became a ClusterIP, or are none any more
+		around     bool
+	}
 	triggers []Trigger
 
 	troubled map[*entry]struct{} // entries with something to report
@@ -53,6 +58,7 @@ type entry struct {
 	service *serviceView // nil unless it is ours
 	addrs   []netip.Addr // those of the Service that are claimed
 	slices  []*sliceView // sorted by name
+	policed bool         // a NetworkPolicy selects one of its backends
 
 	ports  []*ServicePort // as of the last Commit, sorted
 	report Report
@@ -91,9 +97,19 @@ func newCatalog(cfg Config, prev *Snapshot) *Catalog {
 		orphans: make(map[types.NamespacedName]Problem),
 		claims:  make(map[Frontend]*entry), contested: make(map[Frontend][]*entry),
 		served: make(map[[16]byte]int), backends: make(map[[16]byte]int),
-		dirty: make(map[*entry]struct{}), moved: make(map[[16]byte]struct{}), troubled: make(map[*entry]struct{}),
-		ranges: serviceRanges{configured: cfg.ServiceCIDRs},
+		dirty: make(map[*entry]struct{}), troubled: make(map[*entry]struct{}),
+		ranges: serviceRanges{configured: cfg.ServiceCIDRs, objects: make(map[string][]netip.Prefix), dirty: true},
+		around: around{pods: cfg.Pods},
 	}
+	c.moved.clusterIPs = make(map[[16]byte]struct{})
+	c.policies.init()
+	if prev != nil {
+		c.around = prev.around
+		if c.around.pods = cfg.Pods; !slices.Equal(cfg.Pods, prev.around.pods) {
+			c.moved.around = true
+		}
+	}
+	c.asm.policed, c.asm.whenPoliced = c.policies.policed, cfg.Policed
 	c.asm.refuses = c.refuses
 	if prev != nil {
 		for _, p := range prev.ports {
@@ -272,7 +288,7 @@ func (c *Catalog) settle(f Frontend) {
 func (c *Catalog) serve(addr [16]byte, by int) {
 	n := c.served[addr] + by
 	if n == 0 || n == 1 && by == 1 {
-		c.moved[addr] = struct{}{}
+		c.moved.clusterIPs[addr] = struct{}{}
 	}
 	if n == 0 {
 		delete(c.served, addr)
@@ -411,6 +427,9 @@ func (c *Catalog) Counts() Counts {
 
 // Commit makes the Snapshot of all that is known. If nothing has changed, it is the last one.
 func (c *Catalog) Commit() Change {
+	if c.ranges.dirty {
+		c.rerange()
+	}
 	c.spread()
 	changed := make([]*entry, 0, len(c.dirty))
 	before := make(map[*entry][]*ServicePort, len(c.dirty))
@@ -453,19 +472,25 @@ func (c *Catalog) count(r *Report, by int) {
 	c.counts.RefusedClusterIPs += by * r.RefusedClusterIPs
 }
 
-// spread touches the entries that have an endpoint with an address that became a ClusterIP or is none any more.
+// spread touches the entries that have an endpoint whose address means something else by now.
 func (c *Catalog) spread() {
-	if len(c.moved) == 0 {
-		return
+	if len(c.moved.clusterIPs) != 0 {
+		c.touchUsers(c.moved.clusterIPs)
+		clear(c.moved.clusterIPs)
 	}
-	if len(c.dirty) < len(c.entries) {
-		c.touchUsers(c.moved)
+	if c.policies.dirty && c.cfg.Policed != Forward {
+		if moved := c.policies.choose(); len(moved) != 0 {
+			c.around.policed, c.moved.around = c.policies.selected, true
+			c.touchUsers(moved)
+		}
 	}
-	clear(c.moved)
 }
 
 // touchUsers touches the entries that have an endpoint with one of the addresses.
 func (c *Catalog) touchUsers(addrs map[[16]byte]struct{}) {
+	if len(c.dirty) == len(c.entries) {
+		return
+	}
 	for _, e := range c.entries {
 		if _, is := c.dirty[e]; !is && e.service != nil && e.uses(addrs) {
 			c.touch(e)
@@ -513,9 +538,10 @@ func compareNames(x, y types.NamespacedName) int {
 
 // next makes the Snapshot after the last one, from the entries whose ports changed and what these were before.
 func (c *Catalog) next(changed []*entry, before map[*entry][]*ServicePort) *Snapshot {
-	if len(changed) == 0 && c.snapshot != nil {
+	if len(changed) == 0 && !c.moved.around && c.snapshot != nil {
 		return c.snapshot
 	}
+	c.moved.around = false
 	slices.SortFunc(changed, func(x, y *entry) int { return compareNames(x.name, y.name) })
 	edits := make([]edit, len(changed))
 	var tally tally
@@ -534,6 +560,7 @@ func (c *Catalog) next(changed []*entry, before map[*entry][]*ServicePort) *Snap
 		}
 	}
 	next := c.snapshot.edit(edits)
+	next.around = c.around
 	next.newBackends, next.goneBackends = tally.changes()
 	return next
 }

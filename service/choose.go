@@ -14,6 +14,9 @@ type assembler struct {
 	node, zone string
 	// refuses says why an endpoint's address is refused beyond what its slice could say, or "".
 	refuses func(addr [16]byte) string
+	// policed gives a backend of an entry that a NetworkPolicy selects, whenPoliced is what becomes of its ports then.
+	policed     func(*entry) (netip.Addr, bool)
+	whenPoliced Action
 
 	known map[unique.Handle[hints]]hintsHere
 
@@ -79,6 +82,15 @@ func (a *assembler) assemble(e *entry, wins func(*Frontend) *entry) {
 		}
 	}
 	a.reportRefused(e)
+	e.policed = false
+	if addr, yes := a.policed(e); yes && a.whenPoliced != Forward {
+		e.policed = true
+		what := "kube-proxy serves it, for the policy would not meet our packets"
+		if a.whenPoliced == Refuse {
+			what = "it is refused here, for the policy would not meet our packets (networkPolicy: enforcedElsewhere, if it is enforced on the pod's own side)"
+		}
+		e.report.add("Service "+s.name.String(), "", "a NetworkPolicy selects its backend %v on this node: %s", addr, what)
+	}
 	var asked [2]bool // by family
 	ports := make([]*ServicePort, 0, len(s.ports)*len(e.addrs))
 	for i := range s.ports {
@@ -136,14 +148,19 @@ func (e *entry) reportUnused(asked [2]bool) {
 func (a *assembler) finish(p *ServicePort, e *entry, before []*ServicePort) *ServicePort {
 	a.gather(p, e.slices)
 	p.Action = a.choose(e.service.local)
+	if e.policed {
+		p.Action, a.backends = a.whenPoliced, a.backends[:0]
+	}
 	at, ok := slices.BinarySearchFunc(before, p, comparePort)
 	if !ok {
 		p.turn = new(atomic.Uint64)
+		p.identify(nil)
 		p.Backends, p.serving = slices.Clone(a.backends), slices.Clone(a.serving)
 		p.hashBackends()
 		return p
 	}
 	old := before[at]
+	p.identify(old)
 	sameBackends, sameServing := slices.Equal(old.Backends, a.backends), slices.Equal(old.serving, a.serving)
 	if sameBackends && sameServing && old.Action == p.Action && old.Selection == p.Selection &&
 		old.Affinity == p.Affinity && slices.Equal(old.Frontends, p.Frontends) {

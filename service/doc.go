@@ -23,7 +23,5 @@
 // Topology hints are honoured as kube-proxy honours them: node hints before zone hints, over Ready endpoints only.
 // spec.trafficDistribution is not read, because the control plane has already turned it into hints.
 //
-// Not here yet: session affinity with a timeout. A Service with sessionAffinity ClientIP is chosen for by a hash of the
-// client's address alone, which is sticky, but has no clock.
 // External IPs, NodePorts and LoadBalancer status are ignored on purpose (CVE-2020-8554).
 package service

@@ -17,6 +17,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 )
 
 const (
@@ -48,8 +49,9 @@ type Folder struct {
 
 	// Written by OpenFolder, then by the watching goroutine alone.
 	files    map[string]*manifestFile
-	watched  os.FileInfo       // the directory that the watch is on
-	snapshot *Snapshot         // the last one published
+	watched  os.FileInfo // the directory that the watch is on
+	snapshot *Snapshot   // the last one published
+	catalog  *Catalog
 	logged   map[string]string // error by file, as logged
 	reported map[Problem]struct{}
 
@@ -93,7 +95,8 @@ func OpenFolder(dir string, cfg Config, log *slog.Logger, publish func(*Snapshot
 	f := &Folder{
 		dir: filepath.Clean(dir), cfg: cfg, log: log, publish: publish,
 		done: make(chan struct{}), status: Status{Dir: dir},
-		logged: make(map[string]string), reported: make(map[Problem]struct{}),
+		catalog: NewCatalog(cfg),
+		logged:  make(map[string]string), reported: make(map[Problem]struct{}),
 	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -195,14 +198,26 @@ func (f *Folder) reload() []*Problem {
 		return problems
 	}
 	services, endpointSlices := make([]*corev1.Service, 0, len(objects)), make([]*discoveryv1.EndpointSlice, 0, len(objects))
+	var pods []*corev1.Pod
+	var policies []*networkingv1.NetworkPolicy
 	for _, o := range objects {
-		if o.service != nil {
+		switch {
+		case o.service != nil:
 			services = append(services, o.service)
-		} else {
+		case o.slice != nil:
 			endpointSlices = append(endpointSlices, o.slice)
+		case o.pod != nil:
+			pods = append(pods, o.pod)
+		default:
+			policies = append(policies, o.policy)
 		}
 	}
-	next, report := Build(&f.cfg, f.snapshot, services, endpointSlices)
+	f.catalog.ReplacePods(pods)
+	f.catalog.ReplacePolicies(policies)
+	f.catalog.ReplaceServices(services)
+	f.catalog.ReplaceSlices(endpointSlices)
+	change := f.catalog.Commit()
+	next, report := change.Snapshot, change.Report
 	f.locate(report, files)
 	f.logReport(report)
 

@@ -15,23 +15,31 @@ import (
 	"go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 )
 
-// object is one object of a manifest: a Service or an EndpointSlice, with the API server's defaults filled in.
+// object is one object of a manifest, with the API server's defaults filled in: one of these.
 type object struct {
 	service  *corev1.Service
 	slice    *discoveryv1.EndpointSlice
+	pod      *corev1.Pod
+	policy   *networkingv1.NetworkPolicy
 	document int
 	line     int
 }
 
 func (o *object) name() string {
-	if o.service != nil {
+	switch {
+	case o.service != nil:
 		return objectName(o.service)
+	case o.slice != nil:
+		return sliceName(o.slice)
+	case o.pod != nil:
+		return "Pod " + o.pod.Namespace + "/" + o.pod.Name
 	}
-	return sliceName(o.slice)
+	return "NetworkPolicy " + o.policy.Namespace + "/" + o.policy.Name
 }
 
 // document is one document of a manifest as JSON. Number counts from 1, line is where it starts.
@@ -234,7 +242,7 @@ type list struct {
 	Items           []json.RawMessage `json:"items"`
 }
 
-// decodeDocument decodes a Service, an EndpointSlice or a List of them.
+// decodeDocument decodes an object or a List of them.
 func decodeDocument(data []byte) ([]object, *Problem) {
 	head, problem := decodeHeader(data)
 	if problem != nil {
@@ -303,12 +311,24 @@ func decodeObject(head *header, data []byte) (object, *Problem) {
 			problem = validateSlice(o.slice)
 			defaultSlice(o.slice)
 		}
+	case head.APIVersion == "v1" && head.Kind == "Pod":
+		o.pod = new(corev1.Pod)
+		if problem = decodeStrict(data, o.pod); problem == nil {
+			o.pod.Namespace = namespace
+			problem = validatePod(o.pod)
+		}
+	case head.APIVersion == networkingv1.SchemeGroupVersion.String() && head.Kind == "NetworkPolicy":
+		o.policy = new(networkingv1.NetworkPolicy)
+		if problem = decodeStrict(data, o.policy); problem == nil {
+			o.policy.Namespace = namespace
+			problem = validatePolicy(o.policy)
+		}
 	case head.Kind == "":
 		problem = &Problem{Field: "kind", Text: "missing"}
 	case head.APIVersion == "":
 		problem = &Problem{Field: "apiVersion", Text: "missing"}
 	default:
-		problem = &Problem{Field: "kind", Text: fmt.Sprintf("%q of %q is none of Service of v1, EndpointSlice of discovery.k8s.io/v1, List of v1", head.Kind, head.APIVersion)}
+		problem = &Problem{Field: "kind", Text: fmt.Sprintf("%q of %q is none of Service of v1, EndpointSlice of discovery.k8s.io/v1, Pod of v1, NetworkPolicy of networking.k8s.io/v1, List of v1", head.Kind, head.APIVersion)}
 	}
 	if problem != nil {
 		problem.Object = head.Kind

@@ -9,7 +9,8 @@ import (
 type serviceRanges struct {
 	configured []netip.Prefix
 	objects    map[string][]netip.Prefix // by name of the ServiceCIDR
-	all        []netip.Prefix            // sorted, each once
+	dirty      bool
+	all        []netip.Prefix // sorted, each once
 }
 
 // refresh gathers all, and says whether that changed anything.

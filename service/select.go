@@ -67,9 +67,7 @@ func (s *Selection) UnmarshalText(text []byte) error {
 
 // Select chooses a backend for a new flow from client to the frontend f; nil if there is none. rnd is a random number,
 // used by Random alone. Select does not allocate, and may be called by any number of workers at once.
-//
-// A Service with ClientIP affinity is hashed by the client's address alone, whatever its Selection: all of a client's
-// flows to the ServicePort, from any source port and over any of its frontends, go to one backend.
+// For a ServicePort with an affinity it is what Affinities.Choose asks for.
 func (p *ServicePort) Select(client [16]byte, clientPort uint16, f *Frontend, rnd uint64) *Backend {
 	n := len(p.Backends)
 	switch {
@@ -77,8 +75,6 @@ func (p *ServicePort) Select(client [16]byte, clientPort uint16, f *Frontend, rn
 		return nil
 	case n == 1:
 		return &p.Backends[0]
-	case p.Affinity != 0:
-		return p.highest(hashClient(&client))
 	case p.Selection == Random:
 		// The high word of rnd * n is rnd scaled down to 0..n-1, without a division.
 		i, _ := bits.Mul64(rnd, uint64(n))

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -172,27 +171,6 @@ func TestConsistentDisruption(t *testing.T) {
 			if want := 20000 / n; moved < want*8/10 || moved > want*12/10 {
 				t.Errorf("%d backends without number %d: %d flows moved, about %d expected", n, gone, moved, want)
 			}
-		}
-	}
-}
-
-func TestAffinityFollowsTheClient(t *testing.T) {
-	for _, selection := range []Selection{Consistent, Random, RoundRobin} {
-		p := *portOf(5, selection)
-		p.Affinity = time.Hour
-		other := frontend("2001:db8:2::1", 443, TCP)
-		used := make(map[Backend]bool)
-		for i := range uint32(200) {
-			first := p.Select(clientAddr(i), 1, &p.Frontends[0], 1)
-			used[*first] = true
-			for port := range uint16(20) {
-				if b := p.Select(clientAddr(i), port, other, uint64(port)<<60); b != first {
-					t.Fatalf("%v: client %d went to %v and %v", selection, i, first, b)
-				}
-			}
-		}
-		if len(used) != 5 {
-			t.Errorf("%v: all clients together use %d of 5 backends", selection, len(used))
 		}
 	}
 }

@@ -48,6 +48,8 @@ const (
 	Forward Action = iota // to one of Backends
 	Reject                // no usable endpoint anywhere: port unreachable
 	Drop                  // internalTrafficPolicy Local, none on this node, but some elsewhere
+	Pass                  // the kernel's: a NetworkPolicy selects a backend, and kube-proxy serves it
+	Refuse                // the same where nobody else serves it: port unreachable
 )
 
 func (a Action) String() string {
@@ -58,6 +60,10 @@ func (a Action) String() string {
 		return "reject"
 	case Drop:
 		return "drop"
+	case Pass:
+		return "pass"
+	case Refuse:
+		return "refuse"
 	}
 	return "unknown"
 }
@@ -78,6 +84,8 @@ type ServicePort struct {
 
 	hashes  []uint64  // hash of each of Backends, for consistent selection
 	serving []Backend // sorted: every endpoint that existing flows may stay with
+	// affinity tells the affinities of this ServicePort from those of others, and of its own former lives.
+	affinity uint64
 	// turn counts roundRobin choices. Workers add to it; all Snapshots of the same ServicePort share it.
 	turn *atomic.Uint64
 }
@@ -123,6 +131,7 @@ type Snapshot struct {
 
 	ports     []*ServicePort // sorted
 	addresses [][16]byte     // sorted
+	around    around
 	shards    [shards]map[[16]byte]*atAddress
 
 	// What is not as in the Snapshot before.
@@ -140,7 +149,8 @@ const shards = 1024
 
 // atAddress are the ServicePorts of one ClusterIP, sorted by protocol and port.
 type atAddress struct {
-	ports []located
+	ports  []located
+	served bool // some of them are not left to the kernel
 }
 
 type located struct {
@@ -177,9 +187,12 @@ func (s *Snapshot) Lookup(f *Frontend) *ServicePort {
 
 func compareLocated(l located, number uint32) int { return cmp.Compare(l.number, number) }
 
-// Serves says whether the address belongs to any frontend. If so and Lookup finds nothing, the client uses a port or
-// protocol that the Service does not define.
-func (s *Snapshot) Serves(addr [16]byte) bool { return s.shards[shardOf(&addr)][addr] != nil }
+// Serves says whether the address belongs to any frontend that is not left to the kernel. If so and Lookup finds nothing, the
+// client uses a port or protocol that the Service does not define.
+func (s *Snapshot) Serves(addr [16]byte) bool {
+	at := s.shards[shardOf(&addr)][addr]
+	return at != nil && at.served
+}
 
 // Addresses lists every address that Serves says yes to, sorted. The caller must not change it.
 func (s *Snapshot) Addresses() [][16]byte { return s.addresses }
@@ -258,14 +271,15 @@ func (s *Snapshot) edit(edits []edit) *Snapshot {
 	}
 	for addr := range touched {
 		shard := shardOf(&addr)
-		is, was := len(next.shards[shard][addr].ports) != 0, s != nil && s.Serves(addr)
-		switch {
-		case !is:
+		at := next.shards[shard][addr]
+		at.served = slices.ContainsFunc(at.ports, func(l located) bool { return l.Action != Pass })
+		if len(at.ports) == 0 {
 			delete(next.shards[shard], addr)
-			if was {
-				next.goneAddresses = append(next.goneAddresses, addr)
-			}
-		case !was:
+		}
+		switch was := s != nil && s.Serves(addr); {
+		case was && !at.served:
+			next.goneAddresses = append(next.goneAddresses, addr)
+		case !was && at.served:
 			next.newAddresses = append(next.newAddresses, addr)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -54,6 +56,29 @@ func validateService(s *corev1.Service) *Problem {
 	}
 	if p := s.Spec.InternalTrafficPolicy; p != nil && *p != corev1.ServiceInternalTrafficPolicyCluster && *p != corev1.ServiceInternalTrafficPolicyLocal {
 		return bad("spec.internalTrafficPolicy", "%q is none of Cluster, Local", *p)
+	}
+	return nil
+}
+
+// validatePod checks what matters of a pod here: whose it is, and its addresses.
+func validatePod(p *corev1.Pod) *Problem {
+	if problem := validateName("metadata.name", p.Name, validation.IsDNS1123Subdomain); problem != nil {
+		return problem
+	}
+	for i, ip := range p.Status.PodIPs {
+		if _, err := parseAddr(ip.IP); err != nil {
+			return bad(fmt.Sprintf("status.podIPs[%d].ip", i), "%q is %v", ip.IP, err)
+		}
+	}
+	return nil
+}
+
+func validatePolicy(p *networkingv1.NetworkPolicy) *Problem {
+	if problem := validateName("metadata.name", p.Name, validation.IsDNS1123Subdomain); problem != nil {
+		return problem
+	}
+	if _, err := metav1.LabelSelectorAsSelector(&p.Spec.PodSelector); err != nil {
+		return bad("spec.podSelector", "%v", err)
 	}
 	return nil
 }

@@ -270,9 +270,9 @@ func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*servi
 	if err != nil {
 		return nil, err
 	}
-	sc := service.Config{NodeName: name, Zone: cfg.Zone, Selection: selection}
-	if cfg.Mode == "named" {
-		sc.ProxyName = cfg.ServiceProxyName
+	sc, err := serviceConfig(cfg, name, selection)
+	if err != nil {
+		return nil, err
 	}
 	if cfg.Source == "apiServer" {
 		return apiserver.Open(apiserver.Config{
@@ -288,6 +288,31 @@ func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*servi
 			log.Error("a change of Services could not be put in force", "generation", s.Generation, "err", err)
 		}
 	})
+}
+
+// serviceConfig turns the configuration's words into service's types.
+func serviceConfig(cfg *config.Configuration, node string, selection service.Selection) (sc service.Config, err error) {
+	sc = service.Config{NodeName: node, Zone: cfg.Zone, Selection: selection}
+	if cfg.Mode == "named" {
+		sc.ProxyName = cfg.ServiceProxyName
+	}
+	switch {
+	case cfg.NetworkPolicy == "enforcedElsewhere":
+	case cfg.Mode == "front":
+		sc.Policed = service.Pass
+	default:
+		sc.Policed = service.Refuse
+	}
+	if sc.ServiceCIDRs, err = config.Prefixes(cfg.ServiceCIDR); err != nil {
+		return sc, err
+	}
+	switch cfg.DetectLocalMode {
+	case "ClusterCIDR":
+		sc.Pods, err = config.Prefixes(cfg.ClusterCIDR)
+	case "NodeCIDR":
+		sc.NodePods = true
+	}
+	return sc, err
 }
 
 // nodeName is the node's name as kubelet and kube-proxy make it
@@ -335,6 +360,8 @@ func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
 		FrameSize:         cfg.FrameSize,
 		RingSize:          cfg.RingSize,
 		FlowCapacity:      cfg.FlowTable.Capacity,
+		AffinityCapacity:  cfg.AffinityCapacity,
+		Masquerade:        dataplane.Masquerade{All: cfg.MasqueradeAll},
 		MaxFlowsPerClient: cfg.FlowTable.MaxPerClient,
 		ResetGoneBackends: cfg.FlowTable.ResetGoneBackends,
 		PinDir:            cfg.Pins(),
@@ -353,6 +380,12 @@ func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
 		ReplaceForeignXDP: cfg.ReplaceForeignXDP,
 		BusySpin:          time.Duration(cfg.BusySpin),
 		Debug:             cfg.Debug.FrameOwnership,
+	}
+	switch cfg.DetectLocalMode {
+	case "BridgeInterface":
+		c.Masquerade.Bridge = cfg.DetectLocal.BridgeInterface
+	case "InterfaceNamePrefix":
+		c.Masquerade.Prefix = cfg.DetectLocal.InterfaceNamePrefix
 	}
 	if c.BusySpin == 0 {
 		c.BusySpin = -1 // the dataplane's zero is its default

@@ -464,7 +464,7 @@ func TestDataplaneConfig(t *testing.T) {
 			TCPOpening: 4 * time.Second, TCPEstablished: 5 * time.Second, TCPCloseWait: 6 * time.Second,
 			TCPClosing: 7 * time.Second, UDPUnreplied: 8 * time.Second, UDPStream: 9 * time.Second,
 		},
-		ReplaceForeignXDP: true, Debug: true,
+		ReplaceForeignXDP: true, Debug: true, AffinityCapacity: 65536,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -24,6 +24,7 @@ type resource struct {
 	name      string
 	source    *Source
 	reflector *cache.Reflector
+	optional  bool // a server without it, or one that forbids it, has none
 
 	// Guarded by the source's mutex.
 	synced  bool
@@ -83,6 +84,14 @@ func (r *resource) failed(err error) {
 	r.err = err
 }
 
+// lackingRetry is how often an optional kind that the server does not have is asked for again.
+const lackingRetry = 5 * time.Minute
+
+// lacking says whether the error means that the server does not have the kind, which is optional.
+func (r *resource) lacking(err error) bool {
+	return r.optional && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err))
+}
+
 // newReflector makes the reflector of one kind of objects in all namespaces.
 func newReflector[T object](client rest.Interface, codec runtime.ParameterCodec, which selectors, st *store[T]) *cache.Reflector {
 	r := st.resource
@@ -96,20 +105,30 @@ func newReflector[T object](client rest.Interface, codec runtime.ParameterCodec,
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			list, err := request(with(o)).Do(ctx).Get()
-			if err != nil {
-				if !apierrors.IsResourceExpired(err) {
-					r.failed(err)
+			switch {
+			case err == nil:
+				return list, nil
+			case r.lacking(err):
+				st.source.mu.Lock()
+				r.synced = true
+				st.source.mu.Unlock()
+				st.source.kick()
+				select { // it may come with an upgrade
+				case <-ctx.Done():
+				case <-time.After(lackingRetry):
 				}
-				return nil, err
+			case !apierrors.IsResourceExpired(err):
+				r.failed(err)
 			}
-			return list, nil
+			return nil, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			p := new(patience)
 			w, err := request(with(o)).Watch(context.WithValue(ctx, patienceKey{}, p))
 			if err != nil {
-				if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) { // an older server: it will be asked for a list
+				// An older server does not know lists that are streams, and will be asked for a list.
+				if !r.lacking(err) && (o.SendInitialEvents == nil || !apierrors.IsInvalid(err)) {
 					r.failed(err)
 				}
 				return nil, err

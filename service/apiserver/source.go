@@ -13,6 +13,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
@@ -94,6 +95,18 @@ func (s *Source) watchAll() {
 
 	follow(s, s.clients.core, "services", selectors{labels.NewSelector().Add(*proxyName), fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone)},
 		&store[*corev1.Service]{kind: new(corev1.Service), set: c.SetService, remove: c.DeleteService, replace: c.ReplaceServices})
+	node := s.cfg.Service.NodeName
+	named := selectors{labels.Everything(), fields.OneTermEqualSelector("metadata.name", node)}
+	every := selectors{labels.Everything(), fields.Everything()}
+	follow(s, s.clients.core, "nodes", named, &store[*corev1.Node]{kind: new(corev1.Node), set: c.SetNode, remove: c.DeleteNode, replace: c.ReplaceNodes})
+	follow(s, s.clients.networking, "servicecidrs", every,
+		&store[*networkingv1.ServiceCIDR]{kind: new(networkingv1.ServiceCIDR), set: c.SetRange, remove: c.DeleteRange, replace: c.ReplaceRanges})
+	if s.cfg.Service.Policed != service.Forward {
+		onNode := selectors{labels.Everything(), fields.OneTermEqualSelector("spec.nodeName", node)}
+		follow(s, s.clients.core, "pods", onNode, &store[*corev1.Pod]{kind: new(corev1.Pod), set: c.SetPod, remove: c.DeletePod, replace: c.ReplacePods})
+		follow(s, s.clients.networking, "networkpolicies", every,
+			&store[*networkingv1.NetworkPolicy]{kind: new(networkingv1.NetworkPolicy), set: c.SetPolicy, remove: c.DeletePolicy, replace: c.ReplacePolicies})
+	}
 	follow(s, s.clients.discovery, "endpointslices", selectors{labels.NewSelector().Add(*notHeadless), fields.Everything()},
 		&store[*discoveryv1.EndpointSlice]{kind: new(discoveryv1.EndpointSlice), set: c.SetSlice, remove: c.DeleteSlice, replace: c.ReplaceSlices})
 }
@@ -112,7 +125,7 @@ type selectors struct {
 }
 
 func follow[T object](s *Source, client rest.Interface, name string, which selectors, st *store[T]) {
-	r := &resource{name: name, source: s}
+	r := &resource{name: name, source: s, optional: name == "servicecidrs"}
 	st.resource = r
 	r.reflector = newReflector(client, s.clients.params, which, st)
 	s.resources = append(s.resources, r)

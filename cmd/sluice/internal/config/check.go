@@ -17,6 +17,8 @@ import (
 var (
 	Modes      = []string{"front", "named", "alone"}
 	Sources    = []string{"manifests", "apiServer"}
+	LocalModes = []string{"ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"}
+	Policies   = []string{"honour", "enforcedElsewhere"}
 	contents   = []string{"application/vnd.kubernetes.protobuf", "application/json"}
 	Kinds      = []string{"auto", "steered", "native", "generic", "none"}
 	Roles      = []string{"pods", "uplinks", "tunnels"}
@@ -60,6 +62,11 @@ func (d *Draft) Check() error {
 	}
 	c.duration("minSyncPeriod", d.MinSyncPeriod, 0, time.Minute)
 	c.absolute("manifests", d.Manifests)
+	c.prefixes("serviceCIDR", d.ServiceCIDR)
+	c.prefixes("clusterCIDR", d.ClusterCIDR)
+	c.local()
+	c.word("networkPolicy", d.NetworkPolicy, Policies)
+	c.number("affinityCapacity", d.AffinityCapacity, 64, maxFlowCapacity)
 	c.word("selection", d.Selection, Selections)
 
 	c.number("workers", d.Workers, 0, maxWorkers)
@@ -191,6 +198,47 @@ func (c *checker) labelValue(path, value string) {
 	bad := func(r rune) bool { return !inside(r) }
 	if value == "" || len(value) > 63 || strings.ContainsFunc(value, bad) || !edge(value[0]) || !edge(value[len(value)-1]) {
 		c.refuse(path, "want the value of a label (1 to 63 letters, digits, -, _ and ., ends without the signs), got %q", value)
+	}
+}
+
+func (c *checker) prefixes(path, value string) {
+	list, err := Prefixes(value)
+	if err != nil {
+		c.refuse(path, "want ranges such as 198.18.0.0/16,2001:db8:1::/48: %v", err)
+	}
+	if len(list) > 2 || len(list) == 2 && list[0].Addr().Is4() == list[1].Addr().Is4() {
+		c.refuse(path, "want at most one range of each family, got %q", value)
+	}
+}
+
+// Prefixes reads ranges that are separated by commas.
+func Prefixes(value string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for text := range strings.SplitSeq(value, ",") {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q is none", text)
+		}
+		list = append(list, p.Masked())
+	}
+	return list, nil
+}
+
+func (c *checker) local() {
+	d := c.draft
+	c.word("detectLocalMode", d.DetectLocalMode, LocalModes)
+	switch d.DetectLocalMode {
+	case "NodeCIDR":
+		if d.Source != "apiServer" {
+			c.refuse("detectLocalMode", "NodeCIDR needs the Node object, and so source: apiServer")
+		}
+	case "BridgeInterface":
+		c.deviceName("detectLocal.bridgeInterface", d.DetectLocal.BridgeInterface, 0)
+	case "InterfaceNamePrefix":
+		c.deviceName("detectLocal.interfaceNamePrefix", d.DetectLocal.InterfaceNamePrefix, 0)
 	}
 }
 

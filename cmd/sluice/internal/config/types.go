@@ -67,6 +67,32 @@ type Configuration struct {
 	// Manifests is the folder of Service and EndpointSlice manifests (YAML or
 	// JSON), which is watched: an edit takes effect at once.
 	Manifests string `yaml:"manifests"`
+	// ServiceCIDR is the range that ClusterIPs come from, or one of each family,
+	// separated by a comma, besides those of ServiceCIDR objects. A ClusterIP
+	// outside is refused, and so is an endpoint inside. Empty: any address.
+	ServiceCIDR string `yaml:"serviceCIDR"`
+	// ClusterCIDR is the range of the pods' addresses, or one of each family,
+	// separated by a comma.
+	ClusterCIDR string `yaml:"clusterCIDR"`
+	// DetectLocalMode says who is a pod: whose address is in the clusterCIDR
+	// (ClusterCIDR) or in the Node's podCIDRs (NodeCIDR), who comes in by a port
+	// of detectLocal.bridgeInterface (BridgeInterface) or by a device named with
+	// detectLocal.interfaceNamePrefix (InterfaceNamePrefix). Flows of all others
+	// are masqueraded: in front that is kube-proxy's, which gets them; in named
+	// and alone the backend sees the node's address.
+	DetectLocalMode string `yaml:"detectLocalMode"`
+	// DetectLocal belongs to detectLocalMode.
+	DetectLocal DetectLocal `yaml:"detectLocal"`
+	// MasqueradeAll masquerades every flow.
+	MasqueradeAll bool `yaml:"masqueradeAll"`
+	// NetworkPolicy says what is done about pods that a NetworkPolicy selects:
+	// honour (their flows, and Services with one of them on this node, are left
+	// to kube-proxy in front and refused in named and alone) or enforcedElsewhere
+	// (served like any other, because policy is enforced on the pod's own side).
+	NetworkPolicy string `yaml:"networkPolicy"`
+	// AffinityCapacity is how many clients of Services with sessionAffinity
+	// ClientIP are remembered.
+	AffinityCapacity int `yaml:"affinityCapacity"`
 	// Selection is how a new flow's backend is chosen: consistent (a keyed hash
 	// of the flow, the same after a restart), random or roundRobin.
 	Selection string `yaml:"selection"`
@@ -141,6 +167,14 @@ type ClientConnection struct {
 	QPS int `yaml:"qps"`
 	// Burst is how many requests may be sent at once.
 	Burst int `yaml:"burst"`
+}
+
+// DetectLocal names devices of pods.
+type DetectLocal struct {
+	// BridgeInterface is the bridge of the pods.
+	BridgeInterface string `yaml:"bridgeInterface"`
+	// InterfaceNamePrefix is what the names of the pods' devices begin with.
+	InterfaceNamePrefix string `yaml:"interfaceNamePrefix"`
 }
 
 // Interface chooses network devices to serve.
@@ -233,6 +267,9 @@ func Default() *Configuration {
 		Source:           "manifests",
 		ClientConnection: ClientConnection{ContentType: "application/vnd.kubernetes.protobuf", QPS: 5, Burst: 10},
 		MinSyncPeriod:    Duration(100 * time.Millisecond),
+		DetectLocalMode:  "ClusterCIDR",
+		NetworkPolicy:    "honour",
+		AffinityCapacity: 65536,
 		Manifests:        "/etc/sluice/manifests",
 		Selection:        "consistent",
 		BusySpin:         Duration(50 * time.Microsecond),
