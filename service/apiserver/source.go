@@ -45,6 +45,8 @@ type Source struct {
 	stop  context.CancelFunc
 	loops sync.WaitGroup
 	wake  chan struct{} // something was told to the Catalog
+	// unpublished: the last Snapshot could not be put in force, or there is none. Of sync's goroutine.
+	unpublished bool
 
 	mu        sync.Mutex // guards what follows
 	catalog   *service.Catalog
@@ -63,7 +65,7 @@ func Open(cfg Config, log *slog.Logger, publish func(*service.Snapshot) error) (
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Source{
 		cfg: cfg, log: log.With("server", c.server), clients: c, publish: publish, stop: stop,
-		wake: make(chan struct{}, 1), catalog: service.NewCatalog(cfg.Service),
+		wake: make(chan struct{}, 1), unpublished: true, catalog: service.NewCatalog(cfg.Service),
 	}
 	s.status.Dir = c.server
 	s.watchAll()
@@ -141,7 +143,7 @@ func (s *Source) kick() {
 
 // sync commits and publishes until ctx is done.
 func (s *Source) sync(ctx context.Context) {
-	var last time.Time // the last Commit
+	var last time.Time // the last change
 	var due *time.Timer
 	for {
 		var at <-chan time.Time
@@ -165,20 +167,24 @@ func (s *Source) sync(ctx context.Context) {
 		case <-at:
 			due = nil
 		}
-		last = time.Now()
-		if !s.commit() {
+		began := time.Now()
+		changed, err := s.commit()
+		if changed {
+			last = began
+		}
+		if err != nil {
+			s.log.Error("a change of Services could not be put in force; trying again", "err", err)
 			due = time.NewTimer(publishRetry)
 		}
 	}
 }
 
-// commit makes and publishes a Snapshot, if all kinds have been listed and something has changed. It reports whether nothing
-// is left to be done.
-func (s *Source) commit() bool {
+// commit makes and publishes a Snapshot, if all kinds have been listed and something has changed.
+func (s *Source) commit() (changed bool, err error) {
 	s.mu.Lock()
 	if slices.ContainsFunc(s.resources, func(r *resource) bool { return !r.synced }) {
 		s.mu.Unlock()
-		return true
+		return false, nil
 	}
 	first := s.status.Changed.IsZero()
 	change := s.catalog.Commit()
@@ -186,20 +192,21 @@ func (s *Source) commit() bool {
 	s.status.Services, s.status.EndpointSlices, s.status.Report = counts.Services, counts.EndpointSlices, change.Report
 	s.mu.Unlock()
 
-	if !change.Changed && !first {
-		return true
+	if !change.Changed && !s.unpublished {
+		return false, nil
 	}
+	s.unpublished = true
 	if err := s.publish(change.Snapshot); err != nil {
-		s.log.Error("a change of Services could not be put in force; trying again", "generation", change.Snapshot.Generation, "err", err)
-		return false
+		return true, err
 	}
+	s.unpublished = false
 	s.mu.Lock()
 	s.status.Generation, s.status.Changed = change.Snapshot.Generation, time.Now()
 	s.mu.Unlock()
 	if first {
 		s.log.Info("synced with the API server", "services", counts.Services, "endpoint_slices", counts.EndpointSlices)
 	}
-	return true
+	return true, nil
 }
 
 // Status says how the source is doing. Its Err names the kinds of objects that cannot be watched now, and its Read is when
