@@ -4,6 +4,8 @@ package bench
 
 import (
 	"context"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +61,7 @@ func TestFaultsAreCounted(t *testing.T) {
 func TestAbsent(t *testing.T) {
 	netlab.RequireRoot(t)
 	r, err := Run(context.Background(), Options{
-		settleIn: time.Millisecond, Command: command(t), Kubernetes: t.TempDir(), Quick: true, Baseline: "plain", Duration: 50 * time.Millisecond,
+		settleIn: time.Millisecond, Programs: Programs{Sluice: command(t), Kubernetes: t.TempDir()}, Quick: true, Baseline: "plain", Duration: 50 * time.Millisecond,
 		Peers: []string{"nftables", "sluice-native", "sluice-generic"}, Workloads: []string{"pps-sockets"},
 	})
 	if err != nil {
@@ -88,7 +90,7 @@ func TestSamePeerIsEqual(t *testing.T) {
 	netlab.RequireRoot(t)
 	run := func() *Result {
 		r, err := Run(context.Background(), Options{
-			settleIn: time.Millisecond, Command: command(t), Kubernetes: t.TempDir(), Quick: true, Baseline: "plain", Duration: 30 * time.Millisecond, Repeats: 4,
+			settleIn: time.Millisecond, Programs: Programs{Sluice: command(t), Kubernetes: t.TempDir()}, Quick: true, Baseline: "plain", Duration: 30 * time.Millisecond, Repeats: 4,
 			Peers: []string{"plain"}, Workloads: []string{"pps-injected"},
 		})
 		if err != nil {
@@ -139,5 +141,46 @@ func TestSamePeerIsEqual(t *testing.T) {
 	}
 	if s := rate(compare(a, slow)); !s.Significant || s.Better {
 		t.Errorf("a hundredth of the rate: %+v", s)
+	}
+}
+
+// TestResume takes a peer's samples out of a result, goes on, and wants only those measured again.
+func TestResume(t *testing.T) {
+	netlab.RequireRoot(t)
+	o := Options{
+		settleIn: time.Millisecond, Programs: Programs{Kubernetes: t.TempDir()}, Quick: true, Baseline: "plain", Duration: 20 * time.Millisecond,
+		Peers: []string{"plain", "tc-ebpf"}, Workloads: []string{"pps-injected"}, Output: filepath.Join(t.TempDir(), "r.json"), Resume: true,
+	}
+	first, err := Run(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := *first
+	cut.Series = slices.DeleteFunc(slices.Clone(first.Series), func(s *Series) bool { return s.Peer == "tc-ebpf" })
+	if len(cut.Series) == len(first.Series) || len(cut.Series) == 0 {
+		t.Fatalf("%d series of %d left", len(cut.Series), len(first.Series))
+	}
+	if err := cut.Write(o.Output); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Run(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(second.Series) != len(first.Series) {
+		t.Errorf("%d series, want %d", len(second.Series), len(first.Series))
+	}
+	for _, s := range second.Series {
+		if len(s.Samples) != 3 {
+			t.Errorf("%s %s: %d samples, want 3", s.Peer, s.Metric, len(s.Samples))
+		}
+		same := slices.Equal(s.Samples, first.find(s.Scenario, s.Workload, s.Params, s.Metric, s.Peer).Samples)
+		if s.Peer == "plain" && !same {
+			t.Errorf("%s of plain was measured again", s.Metric)
+		}
+	}
+	o.Repeats = 5
+	if _, err := Run(context.Background(), o); err == nil || !strings.Contains(err.Error(), "of another kind of run") {
+		t.Errorf("went on with another number of rounds: %v", err)
 	}
 }

@@ -25,7 +25,11 @@ ul{font-size:13px;margin-top:0}svg{max-width:100%%;height:auto}</style></head><b
 	if err != nil {
 		return err
 	}
-	for _, svg := range append(svgs, r.StagePlots()...) {
+	ways, err := r.StagePlots()
+	if err != nil {
+		return err
+	}
+	for _, svg := range append(ways, svgs...) {
 		h.b.WriteString(svg)
 	}
 	r.writeTables(h)

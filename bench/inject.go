@@ -50,23 +50,35 @@ const (
 // tap is the generator and the sink in the kernel, of one site.
 type tap struct {
 	site *Site
-	objs trafficObjects
+	objs *trafficObjects
 	undo []func() error
 }
 
-// newTap loads the programs and puts the sink on every backend.
-func newTap(s *Site) (_ *tap, err error) {
-	t := &tap{site: s}
+// traffic loads the programs of the suite, once for a bed: a profile must find their names.
+func (b *bed) loadTraffic() (*trafficObjects, error) {
+	if b.objs == nil {
+		objs := new(trafficObjects)
+		if err := loadTrafficObjects(objs, nil); err != nil {
+			return nil, fmt.Errorf("loading generator and sink: %w", err)
+		}
+		b.objs = objs
+		b.stand.Cleanup(func() { objs.Close() })
+	}
+	return b.objs, nil
+}
+
+// newTap puts the sink on every backend.
+func newTap(b *bed) (_ *tap, err error) {
+	t := &tap{site: b.Site}
 	defer func() {
 		if err != nil {
 			t.close()
 		}
 	}()
-	if err := loadTrafficObjects(&t.objs, nil); err != nil {
-		return nil, fmt.Errorf("loading generator and sink: %w", err)
+	if t.objs, err = b.loadTraffic(); err != nil {
+		return nil, err
 	}
-	t.undo = append(t.undo, t.objs.Close)
-	for _, p := range s.Sinks {
+	for _, p := range b.Sinks {
 		if err := t.attach(p.Namespace, netlab.PodDevice, t.objs.Sink); err != nil {
 			return nil, err
 		}

@@ -123,7 +123,7 @@ func sharedAPI(t testing.TB, s *Site) func(context.Context) (*API, error) {
 
 // TestPeersLoseNothing sends what every peer can bear, by both generators into both sinks.
 func TestPeersLoseNothing(t *testing.T) {
-	for _, p := range Peers(command(t), kubernetes()) {
+	for _, p := range Peers(Programs{Sluice: command(t), Kubernetes: kubernetes()}) {
 		t.Run(p.Name(), func(t *testing.T) {
 			switch p.Name() {
 			case "generator":

@@ -16,8 +16,8 @@ func (generatorPeer) Translates() bool                     { return false }
 func (generatorPeer) Prepare(context.Context, *Site) error { return nil }
 
 func (generatorPeer) Start(_ context.Context, s *Site) (Instance, error) {
-	t := &tap{site: s}
-	if err := loadTrafficObjects(&t.objs, nil); err != nil {
+	t := &tap{site: s, objs: new(trafficObjects)}
+	if err := loadTrafficObjects(t.objs, nil); err != nil {
 		return nil, err
 	}
 	t.undo = append(t.undo, t.objs.Close)

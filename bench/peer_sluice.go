@@ -119,11 +119,11 @@ func interfaces(kind string) func(*Site) string {
 	}
 }
 
-// sluicePeers are the variants.
-func sluicePeers(command func(args ...string) *exec.Cmd) []Peer {
-	return []Peer{
-		&sluice{
-			variant: "native", about: "Sluice, direct ports, native XDP", command: command, configure: interfaces("native"),
+// sluicePeers are the variants of one build.
+func sluicePeers(command func(args ...string) *exec.Cmd, suffix string) (peers []Peer) {
+	for _, p := range []*sluice{
+		{
+			variant: "native", about: "Sluice, direct ports, native XDP", configure: interfaces("native"),
 			unsuited: func(s *Site) string {
 				if s.Topology == RemoteVXLAN {
 					return "a tunnel has no native XDP"
@@ -131,11 +131,19 @@ func sluicePeers(command func(args ...string) *exec.Cmd) []Peer {
 				return ""
 			},
 		},
-		&sluice{
-			variant: "generic", about: "Sluice, direct ports, generic XDP", command: command, configure: interfaces("generic"),
+		{
+			variant: "generic", about: "Sluice, direct ports, generic XDP", configure: interfaces("generic"),
 		},
-		&sluice{variant: "steered", about: "Sluice, steered ports (tc)", command: command, configure: interfaces("steered")},
+		{variant: "steered", about: "Sluice, steered ports (tc)", configure: interfaces("steered")},
+	} {
+		p.variant += suffix
+		p.command = command
+		if suffix != "" {
+			p.about += ", another build"
+		}
+		peers = append(peers, p)
 	}
+	return peers
 }
 
 // sluiceInstance is one at work.

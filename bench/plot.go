@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"image/color"
+	"math"
 	"regexp"
 	"slices"
 	"sort"
@@ -91,6 +92,60 @@ func plotCurves(title, x, y string, curves []curve) (string, error) {
 		p.Legend.Add(c.label, line)
 	}
 	return toSVG(p, 6.5*vg.Inch, 3.6*vg.Inch)
+}
+
+// stack is one bar made of parts.
+type stack struct {
+	label string
+	parts []float64
+}
+
+// plotStacks draws horizontal bars of parts, as SVG.
+func plotStacks(title, axis string, names []string, stacks []stack) (string, error) {
+	p := plot.New()
+	p.Title.Text, p.X.Label.Text = title, axis
+	p.X.Min = 0
+	slices.Reverse(stacks)
+	var labels []string
+	for _, s := range stacks {
+		labels = append(labels, s.label)
+	}
+	var below *plotter.BarChart
+	for i, name := range names {
+		values := make(plotter.Values, len(stacks))
+		for j, s := range stacks {
+			values[j] = s.parts[i]
+		}
+		b, err := plotter.NewBarChart(values, vg.Points(14))
+		if err != nil {
+			return "", err
+		}
+		b.Horizontal = true
+		b.Color = stageColour(name)
+		b.LineStyle.Width = 0
+		if below != nil {
+			b.StackOn(below)
+		}
+		below = b
+		p.Add(b)
+		p.Legend.Add(name, b)
+	}
+	p.NominalY(labels...)
+	p.Legend.Top = true
+	p.X.Max *= 1.35 // room for the legend
+	return toSVG(p, 7.5*vg.Inch, vg.Points(math.Max(float64(80+26*len(stacks)), float64(50+15*len(names)))))
+}
+
+// stageColour tells the stages apart: greys for the suite's own, warm for the kernel's, green for Go's.
+func stageColour(name string) color.RGBA {
+	i := slices.IndexFunc(stages, func(s struct{ name, functions string }) bool { return s.name == name })
+	colours := []color.RGBA{
+		{0xbb, 0xbb, 0xbb, 0xff}, {0xff, 0xe0, 0x9a, 0xff}, {0xcc, 0x79, 0xa7, 0xff}, {0xd5, 0x5e, 0x00, 0xff}, {0xe6, 0x9f, 0x00, 0xff},
+		{0x56, 0xb4, 0xe9, 0xff}, {0x00, 0x72, 0xb2, 0xff}, {0x99, 0x99, 0x99, 0xff}, {0xdd, 0xdd, 0xdd, 0xff},
+		{0x00, 0x9e, 0x73, 0xff}, {0x3f, 0xc1, 0x8f, 0xff}, {0x00, 0x6b, 0x4f, 0xff}, {0x8f, 0xd9, 0xb6, 0xff}, {0x5a, 0x8f, 0x29, 0xff}, {0xb7, 0xcf, 0x70, 0xff},
+		{0x44, 0x44, 0x66, 0xff}, {0xee, 0xee, 0xee, 0xff},
+	}
+	return colours[max(i, 0)%len(colours)]
 }
 
 var svgHead = regexp.MustCompile(`(?s)^.*?<svg`)

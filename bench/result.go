@@ -26,6 +26,8 @@ type Result struct {
 	Quick    bool      `json:"quick"`
 	Stands   []*Stand  `json:"stands"`
 	Series   []*Series `json:"series"`
+	// Profiles are there if they were asked for.
+	Profiles []*Profile `json:"profiles,omitempty"`
 }
 
 // Stand is a peer in a scenario: what it was, and what it was granted.

@@ -9,19 +9,16 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
 // Options say what a run measures, and how.
 type Options struct {
-	// Command starts `sluice` with arguments.
-	Command func(args ...string) *exec.Cmd
-	// Kubernetes is the folder of etcd, kube-apiserver and kube-proxy.
-	Kubernetes string
+	Programs
 	// Peers and Workloads are names; empty: all.
 	Peers     []string
 	Workloads []string
@@ -79,6 +76,9 @@ func (o Options) validate() error {
 	for _, p := range append(slices.Clone(o.Peers), o.Baseline) {
 		if !slices.Contains(names, p) {
 			return fmt.Errorf("no peer is named %q; there are %v", p, names)
+		}
+		if strings.HasSuffix(p, "-other") && o.Other == nil {
+			return fmt.Errorf("peer %q is of another build: name that with --other", p)
 		}
 	}
 	for _, w := range o.Workloads {
@@ -182,6 +182,7 @@ type runner struct {
 	beds     []*bed // of the scenario at hand
 	flow     uint32 // the next that was in no flow set-up yet
 	progress *progress
+	looking  bool // a profile is made of what runs
 
 	api struct {
 		sync.Mutex
@@ -250,7 +251,7 @@ func (r *runner) resume() error {
 	if old.Quick != r.result.Quick || old.Repeats != r.result.Repeats || old.Duration != r.result.Duration || old.Version != r.result.Version {
 		return fmt.Errorf("cannot go on with %s: it is of another kind of run or version", r.Output)
 	}
-	r.result.Started, r.result.Stands, r.result.Series = old.Started, old.Stands, old.Series
+	r.result.Started, r.result.Stands, r.result.Series, r.result.Profiles = old.Started, old.Stands, old.Series, old.Profiles
 	r.result.Machine = old.Machine
 	return nil
 }
@@ -265,7 +266,7 @@ func (r *runner) save() error {
 
 // chosen are the peers that take part.
 func (r *runner) chosen() (peers []Peer) {
-	for _, p := range Peers(r.Command, r.Kubernetes) {
+	for _, p := range Peers(r.Programs) {
 		if len(r.Peers) == 0 || slices.Contains(r.Peers, p.Name()) || p.Name() == r.Baseline {
 			peers = append(peers, p)
 		}
@@ -313,6 +314,9 @@ func (r *runner) scenario(ctx context.Context, s scenario) (err error) {
 		if err := r.save(); err != nil {
 			return err
 		}
+	}
+	if r.PProf != "" {
+		return errors.Join(r.profile(ctx, s), r.save())
 	}
 	return nil
 }
@@ -403,7 +407,7 @@ func (r *runner) startOnce(ctx context.Context, sc scenario, p Peer) (b *bed, to
 	if err != nil {
 		return nil, 0, 0, err
 	}
-	b = &bed{peer: p, Site: s}
+	b = &bed{peer: p, Site: s, scenario: sc.name()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
@@ -556,6 +560,16 @@ func (r *runner) best(b *bed) float64 {
 		}
 	}
 	return best
+}
+
+// find gives a series of this scenario of the peer at hand.
+func (r *runner) find(b *bed, workload, params, metric string) *Series {
+	for _, s := range r.result.Series {
+		if s.Scenario == b.scenario && s.Peer == b.peer.Name() && s.Workload == workload && s.Params == params && s.Metric == metric && len(s.Samples) > 0 {
+			return s
+		}
+	}
+	return nil
 }
 
 // freshFlows gives flows that nobody had.

@@ -25,7 +25,6 @@ type tables interface {
 func (r *Result) writeTables(t tables) {
 	t.heading("The run")
 	t.facts(r.factLines())
-	t.heading("The peers")
 	for _, scenario := range r.scenarios() {
 		rows := [][]string{}
 		for _, s := range r.Stands {
@@ -42,6 +41,10 @@ func (r *Result) writeTables(t tables) {
 		t.heading("Scenario " + scenario)
 		t.table([]string{"peer", "what it is", "granted"}, rows)
 		r.writeMeasurements(t, scenario)
+	}
+	if len(r.Profiles) > 0 {
+		t.heading("The way of a frame")
+		r.writeProfiles(t)
 	}
 }
 

@@ -13,6 +13,8 @@ type bed struct {
 	peer Peer
 	*Site
 	instance Instance
+	objs     *trafficObjects
+	scenario string
 }
 
 // target is where traffic of Service n goes.
@@ -126,7 +128,7 @@ func (b *bed) fromSockets(t traffic, k counter, d time.Duration, limit uint64) (
 // socketsToTap is a trial from ordinary sockets to the sink in the kernel.
 func (b *bed) socketsToTap(t traffic, d time.Duration, limit uint64) (trial, error) {
 	t.run = newRun()
-	tap, err := newTap(b.Site)
+	tap, err := newTap(b)
 	if err != nil {
 		return trial{}, err
 	}
@@ -139,7 +141,7 @@ func (b *bed) socketsToTap(t traffic, d time.Duration, limit uint64) (trial, err
 
 // injected is a trial of injected frames.
 func (b *bed) injected(t traffic, firstFlow uint32, d time.Duration, limit uint64) (trial, error) {
-	tap, err := newTap(b.Site)
+	tap, err := newTap(b)
 	if err != nil {
 		return trial{}, err
 	}

@@ -139,6 +139,13 @@ func packets(f from, frame, flows int) workload {
 					return outcome{}, err
 				}
 			}
+			// A look into it is at a rate that the peer can bear, so that all frames go all
+			// the way.
+			if r.looking {
+				if s := r.find(b, "pps-"+string(f), fmt.Sprintf("frame=%d flows=%d", frame, flows), "pps"); s != nil {
+					t.rate = 0.85 * median(s.Samples)
+				}
+			}
 			got, err := b.trial(f, t, r.duration)
 			return ofTrial(got), err
 		},

@@ -22,6 +22,7 @@ func newBench() *cobra.Command {
 	var (
 		o       bench.Options
 		verbose bool
+		other   string
 		html    string
 		md      string
 	)
@@ -41,6 +42,7 @@ n/a stands for what could not be measured, and the reasons are above it.`,
 		Example: `  sluice bench --quick
   sluice bench --output results.json --resume --html report.html
   sluice bench --peers sluice-native,plain --workloads crr --repeats 6
+  sluice bench --other ./sluice-before --peers sluice-native,sluice-native-other --workloads pps-injected --repeats 8
   sluice bench compare before.json after.json`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			logging := config.Logging{Level: "error", Format: "text"}
@@ -50,7 +52,13 @@ n/a stands for what could not be measured, and the reasons are above it.`,
 			o.Log = newLogger(c.ErrOrStderr(), logging)
 			ctx, stop := untilSignal(context.Background(), o.Log)
 			defer stop()
-			o.Command = func(args ...string) *exec.Cmd { return exec.Command("/proc/self/exe", args...) }
+			o.Sluice = program("/proc/self/exe")
+			if other != "" {
+				if _, err := os.Stat(other); err != nil {
+					return err
+				}
+				o.Other = program(other)
+			}
 			o.CommandLine = strings.Join(append([]string{"sluice"}, os.Args[1:]...), " ")
 			b := thisBuild()
 			o.Version = b.Version + " " + b.Revision
@@ -85,6 +93,7 @@ n/a stands for what could not be measured, and the reasons are above it.`,
 	f.IntSliceVar(&o.Services, "services", nil, "`numbers` of Services of a full run (default 1,1000,10000)")
 	f.StringVar(&o.Baseline, "baseline", "nftables", "`peer` that ratios are to")
 	f.StringVar(&o.Kubernetes, "kubernetes", os.Getenv(kubernetesVariable), "`folder` of etcd, kube-apiserver and kube-proxy")
+	f.StringVar(&other, "other", "", "`file` of another build of sluice, to be measured beside this one")
 	f.StringVar(&o.Output, "output", "", "`file` of the result in JSON, written after each measurement")
 	f.BoolVar(&o.Resume, "resume", false, "go on with what --output holds")
 	f.StringVar(&html, "html", "", "`file` of a report with plots")
@@ -94,6 +103,11 @@ n/a stands for what could not be measured, and the reasons are above it.`,
 	f.SortFlags = false
 	c.AddCommand(newBenchCompare(), newBenchReport())
 	return c
+}
+
+// program starts a build of sluice.
+func program(name string) func(args ...string) *exec.Cmd {
+	return func(args ...string) *exec.Cmd { return exec.Command(name, args...) }
 }
 
 func newBenchCompare() *cobra.Command {
