@@ -91,6 +91,36 @@ func ParsePortKind(s string) (PortKind, error) {
 	return 0, fmt.Errorf("kind %q is not one of %s", s, strings.Join(kindWords, ", "))
 }
 
+// WorkerMode is what a worker does while it has no frames.
+type WorkerMode uint8
+
+const (
+	// WorkerAdaptive spins for a while (BusySpin), then sleeps.
+	WorkerAdaptive WorkerMode = iota
+	// WorkerBusy spins for ever: the least latency, a processor for each worker.
+	WorkerBusy
+	// WorkerInterrupt sleeps at once.
+	WorkerInterrupt
+)
+
+var workerWords = []string{"adaptive", "busy", "interrupt"}
+
+// String gives the mode's word in configuration.
+func (m WorkerMode) String() string {
+	if int(m) < len(workerWords) {
+		return workerWords[m]
+	}
+	return fmt.Sprintf("WorkerMode(%d)", uint8(m))
+}
+
+// ParseWorkerMode reads a mode's word.
+func ParseWorkerMode(s string) (WorkerMode, error) {
+	if i := slices.Index(workerWords, s); i >= 0 {
+		return WorkerMode(i), nil
+	}
+	return 0, fmt.Errorf("worker mode %q is not one of %s", s, strings.Join(workerWords, ", "))
+}
+
 // OnExit says what Close leaves behind.
 type OnExit uint8
 
@@ -185,9 +215,13 @@ type Config struct {
 	Timeouts flowtable.Timeouts
 	// ReplaceForeignXDP allows a program that is not ours to be replaced.
 	ReplaceForeignXDP bool
-	// BusySpin is how long a worker without traffic spins before it sleeps;
-	// 0 is 50 µs, negative never spins.
+	WorkerMode        WorkerMode
+	// BusySpin is how long an adaptive worker without traffic spins before it
+	// sleeps; 0 is 50 µs, negative is not at all.
 	BusySpin time.Duration
+	// CPUs are the processors that the workers are pinned to, in turn. Empty:
+	// wherever the kernel wants them.
+	CPUs []int
 	// Debug follows every frame from owner to owner; Audit says what came of it.
 	Debug bool
 }
@@ -246,6 +280,14 @@ func (c Config) validate() error {
 	}
 	if c.Workers < 1 || c.Workers > maxWorkers {
 		return fmt.Errorf("workers %d: must be 1 to %d", c.Workers, maxWorkers)
+	}
+	if c.WorkerMode > WorkerInterrupt {
+		return fmt.Errorf("unknown worker mode %d", c.WorkerMode)
+	}
+	for _, cpu := range c.CPUs {
+		if cpu < 0 || cpu >= 1024 {
+			return fmt.Errorf("cpu %d: must be 0 to 1023", cpu)
+		}
 	}
 	if c.FrameSize != 2048 && c.FrameSize != 4096 {
 		return fmt.Errorf("frameSize %d: must be 2048 or 4096", c.FrameSize)

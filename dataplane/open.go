@@ -194,7 +194,7 @@ func (d *Dataplane) openReturnPort(ports []*port) error {
 		}
 	}
 	var err error
-	if d.pair, err = openReturnPort(d.nl, d.cfg.ReturnPort, mtu); err != nil {
+	if d.pair, err = openReturnPort(d.nl, d.cfg.ReturnPort, mtu, d.cfg.Workers); err != nil {
 		return err
 	}
 	d.onClose(func() error {
@@ -204,7 +204,7 @@ func (d *Dataplane) openReturnPort(ports []*port) error {
 		return d.pair.remove(d.nl)
 	})
 	inner := d.pair.inner.Attrs()
-	d.returnPort = &port{name: inner.Name, ifindex: inner.Index, mtu: mtu, driver: "veth", returns: true, asked: KindNative, granted: KindNative, queues: make([]*queue, 1)}
+	d.returnPort = &port{name: inner.Name, ifindex: inner.Index, mtu: mtu, driver: "veth", returns: true, asked: KindNative, granted: KindNative, queues: make([]*queue, d.pair.queues)}
 	copy(d.returnPort.outerMAC[:], d.pair.outer.Attrs().HardwareAddr)
 	return nil
 }
@@ -222,6 +222,7 @@ func (d *Dataplane) load() error {
 		HoldFor:      d.cfg.HoldKnown,
 		OuterIfindex: d.pair.outer.Attrs().Index,
 		ReturnSlot:   returnSlot,
+		ReturnQueues: d.pair.queues,
 		Fragments:    true,
 		ICMPErrors:   true,
 		SCTP:         true,
@@ -297,7 +298,7 @@ const spareQueues = 4
 
 // openUmem makes the memory that every frame lives in.
 func (d *Dataplane) openUmem(ports []*port) error {
-	queues := 1
+	queues := min(d.cfg.Workers, maxQueues) // the return port's
 	for _, p := range ports {
 		queues += len(p.queues)
 	}

@@ -528,10 +528,12 @@ func testKernelConnectionsStayTheKernels(t *testing.T, kind PortKind) {
 	}
 }
 
-// TestTwoWorkersShareQueues: two workers, two queues a device; they send on each
-// other's and share the return port's one.
-func TestTwoWorkersShareQueues(t *testing.T) {
-	b := newTestbed(t, netlab.ClusterOptions{Queues: 2}, func(c *Config) { c.Workers = 2 })
+// TestTwoWorkersShareQueues: two workers, two queues a device and of the return port;
+// of a steered port's frames each worker gets some too.
+func TestTwoWorkersShareQueues(t *testing.T) { eachKind(t, testTwoWorkersShareQueues) }
+
+func testTwoWorkersShareQueues(t *testing.T, kind PortKind) {
+	b := newTestbed(t, netlab.ClusterOptions{Queues: 2}, of(kind, func(c *Config) { c.Workers = 2 }))
 	_, backends := b.echo(8080)
 	b.publish(testService{name: "echo", number: 7, port: 80, backends: backends})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

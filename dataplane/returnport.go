@@ -46,12 +46,43 @@ const returnAlias = "sluice return port"
 type returnPort struct {
 	outer, inner netlink.Link
 	created      bool // by this process: undone if Open fails
+	queues       int  // of each end, both ways
+}
+
+// setQueues gives both ends as many queues as wanted, or as a veth can have: one for each
+// processor. Neither end may have fewer to receive with than the other has to send, so
+// it depends on what they have which comes first.
+func setQueues(eth *ethtool.Ethtool, outer, inner string, want int) (int, error) {
+	now, err := eth.GetChannels(outer)
+	if err != nil {
+		return 0, err
+	}
+	want = max(1, min(want, maxQueues, int(now.MaxRx), int(now.MaxTx)))
+	ends := []string{inner, outer}
+	if uint32(want) < now.TxCount {
+		ends = []string{outer, inner}
+	}
+	for _, name := range ends {
+		ch, err := eth.GetChannels(name)
+		if err != nil {
+			return 0, err
+		}
+		if int(ch.RxCount) == want && int(ch.TxCount) == want {
+			continue
+		}
+		ch.RxCount, ch.TxCount = uint32(want), uint32(want)
+		if _, err := eth.SetChannels(name, ch); err != nil {
+			return 0, fmt.Errorf("%d on %s: %w", want, name, err)
+		}
+	}
+	return want, nil
 }
 
 // openReturnPort creates the pair, or takes over the one that a predecessor
-// left, and gives both ends their settings. mtu is the largest of the ports'.
+// left, and gives both ends their settings. mtu is the largest of the ports', queues
+// how many of them each end is to have, of which it may get less.
 // To be called on a thread in the node's network namespace.
-func openReturnPort(nl *netlink.Handle, name string, mtu int) (_ *returnPort, err error) {
+func openReturnPort(nl *netlink.Handle, name string, mtu, queues int) (_ *returnPort, err error) {
 	outer, inner := name+"-out", name+"-in"
 	rp := &returnPort{}
 	old, err := nl.LinkByName(outer)
@@ -63,8 +94,7 @@ func openReturnPort(nl *netlink.Handle, name string, mtu int) (_ *returnPort, er
 	case errors.As(err, &netlink.LinkNotFoundError{}):
 		la := netlink.NewLinkAttrs()
 		la.Name, la.MTU = outer, mtu
-		la.NumTxQueues, la.NumRxQueues = 1, 1
-		veth := &netlink.Veth{LinkAttrs: la, PeerName: inner, PeerMTU: uint32(mtu), PeerNumTxQueues: 1, PeerNumRxQueues: 1}
+		veth := &netlink.Veth{LinkAttrs: la, PeerName: inner, PeerMTU: uint32(mtu)}
 		if err := nl.LinkAdd(veth); err != nil {
 			return nil, fmt.Errorf("creating the return port %s: %w", outer, err)
 		}
@@ -83,14 +113,14 @@ func openReturnPort(nl *netlink.Handle, name string, mtu int) (_ *returnPort, er
 	if rp.inner, err = nl.LinkByName(inner); err != nil {
 		return nil, fmt.Errorf("return port %s has lost its other end %s: delete it and start again: %w", outer, inner, err)
 	}
-	if err := rp.configure(nl, mtu); err != nil {
+	if err := rp.configure(nl, mtu, queues); err != nil {
 		return nil, fmt.Errorf("return port %s: %w", outer, err)
 	}
 	return rp, nil
 }
 
 // configure gives both ends their settings: of our own devices only.
-func (rp *returnPort) configure(nl *netlink.Handle, mtu int) error {
+func (rp *returnPort) configure(nl *netlink.Handle, mtu, queues int) error {
 	outer, inner := rp.outer.Attrs().Name, rp.inner.Attrs().Name
 	if err := nl.LinkSetAlias(rp.outer, returnAlias); err != nil {
 		return fmt.Errorf("marking it: %w", err)
@@ -105,6 +135,9 @@ func (rp *returnPort) configure(nl *netlink.Handle, mtu int) error {
 		return fmt.Errorf("ethtool: %w", err)
 	}
 	defer eth.Close()
+	if rp.queues, err = setQueues(eth, outer, inner, queues); err != nil {
+		return fmt.Errorf("queues: %w", err)
+	}
 	off := map[string]bool{}
 	have, err := eth.Features(outer)
 	if err != nil {

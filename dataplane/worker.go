@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/nat"
@@ -189,12 +191,24 @@ func (w *worker) run() (err error) {
 			err = fmt.Errorf("worker %d: panic: %v\n%s", w.id, r, stack())
 		}
 	}()
-	spin := uint64(max(0, w.d.cfg.BusySpin))
+	if err := w.pin(); err != nil {
+		return fmt.Errorf("worker %d: %w", w.id, err)
+	}
+	mode, spin := w.d.cfg.WorkerMode, uint64(max(0, w.d.cfg.BusySpin))
+	if mode == WorkerInterrupt {
+		spin = 0
+	}
 	w.now = w.d.clock.now()
 	lastWork := w.now
 	for !w.stop.Load() {
 		if w.pass() {
 			lastWork = w.now
+			continue
+		}
+		if mode == WorkerBusy {
+			if w.now == w.lastBeat {
+				w.reap() // nobody sends, so nobody else takes these back
+			}
 			continue
 		}
 		if w.now-lastWork < spin {
@@ -213,6 +227,21 @@ func (w *worker) run() (err error) {
 	}
 	w.flush()
 	w.reap()
+	return nil
+}
+
+// pin ties the thread to the processor that the worker is to have, if any.
+func (w *worker) pin() error {
+	cpus := w.d.cfg.CPUs
+	if len(cpus) == 0 {
+		return nil
+	}
+	var set unix.CPUSet
+	cpu := cpus[w.id%len(cpus)]
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("pinning to cpu %d: %w", cpu, err)
+	}
 	return nil
 }
 

@@ -32,6 +32,7 @@ const (
 	egressVarMode          = "mode"
 	egressVarOuterIfindex  = "outer_ifindex"
 	egressVarQueues        = "queues"
+	egressVarReturnQueues  = "return_queues"
 	egressVarReturnSlot    = "return_slot"
 	egressVarSctp          = "sctp"
 	egressVarSlots         = "slots"
@@ -109,6 +110,7 @@ type egressVariableSpecs struct {
 	Mode         *ebpf.VariableSpec `ebpf:"mode"`
 	OuterIfindex *ebpf.VariableSpec `ebpf:"outer_ifindex"`
 	Queues       *ebpf.VariableSpec `ebpf:"queues"`
+	ReturnQueues *ebpf.VariableSpec `ebpf:"return_queues"`
 	ReturnSlot   *ebpf.VariableSpec `ebpf:"return_slot"`
 	Sctp         *ebpf.VariableSpec `ebpf:"sctp"`
 	Slots        *ebpf.VariableSpec `ebpf:"slots"`
@@ -170,6 +172,7 @@ type egressVariables struct {
 	Mode         *ebpf.Variable `ebpf:"mode"`
 	OuterIfindex *ebpf.Variable `ebpf:"outer_ifindex"`
 	Queues       *ebpf.Variable `ebpf:"queues"`
+	ReturnQueues *ebpf.Variable `ebpf:"return_queues"`
 	ReturnSlot   *ebpf.Variable `ebpf:"return_slot"`
 	Sctp         *ebpf.Variable `ebpf:"sctp"`
 	Slots        *ebpf.Variable `ebpf:"slots"`

@@ -282,6 +282,7 @@ func (o *Objects) setConstants(spec *ebpf.CollectionSpec, conntrack bool) error 
 		xdpVarHoldNs:       uint64(hold),
 		xdpVarOuterIfindex: uint32(s.OuterIfindex),
 		xdpVarReturnSlot:   uint32(s.ReturnSlot),
+		xdpVarReturnQueues: uint32(s.ReturnQueues),
 		xdpVarUseCt:        conntrack,
 		xdpVarFragments:    s.Fragments,
 		xdpVarIcmpErrors:   s.ICMPErrors,

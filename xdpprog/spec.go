@@ -80,9 +80,10 @@ type Spec struct {
 	// (by being dropped) for a restart before they pass. Negative: not at all.
 	HoldFor time.Duration
 	// OuterIfindex is the return port's outer end, ReturnSlot the slot of its
-	// inner end. Without the first no tc program can be attached.
+	// inner end, ReturnQueues how many queues that has (0: one). Without the first no tc program can be attached.
 	OuterIfindex int
 	ReturnSlot   int
+	ReturnQueues int
 	Conntrack    Conntrack
 	// PinDir is a directory on a bpf filesystem below which maps and links
 	// are pinned; it need not exist yet. Empty: nothing is pinned, and all of
@@ -96,6 +97,9 @@ func (s Spec) withDefaults() Spec {
 	}
 	if s.Queues == 0 {
 		s.Queues = DefaultQueues
+	}
+	if s.ReturnQueues == 0 {
+		s.ReturnQueues = 1
 	}
 	if s.MaxAddresses == 0 {
 		s.MaxAddresses = DefaultMaxAddresses
@@ -134,6 +138,8 @@ func (s *Spec) validate() error {
 		return fmt.Errorf("return port: ifindex %d", s.OuterIfindex)
 	case s.ReturnSlot < 0 || s.ReturnSlot >= s.Slots:
 		return fmt.Errorf("return port: slot %d of %d", s.ReturnSlot, s.Slots)
+	case s.ReturnQueues < 1 || s.ReturnQueues > s.Queues:
+		return fmt.Errorf("return port: %d queues of %d", s.ReturnQueues, s.Queues)
 	}
 	return nil
 }

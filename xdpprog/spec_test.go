@@ -9,7 +9,7 @@ import (
 func TestSpecDefaults(t *testing.T) {
 	s := Spec{FlowBuckets: 2, FlowRecords: 2}.withDefaults()
 	want := Spec{
-		Slots: 256, Queues: 1, FlowBuckets: 2, FlowRecords: 2, MaxAddresses: 65536,
+		Slots: 256, Queues: 1, ReturnQueues: 1, FlowBuckets: 2, FlowRecords: 2, MaxAddresses: 65536,
 		StaleAfter: 250 * time.Millisecond, HoldFor: 3 * time.Second,
 	}
 	if s != want {
@@ -36,6 +36,7 @@ func TestSpecRefusals(t *testing.T) {
 		{"addresses", func(s *Spec) { s.MaxAddresses = -1 }, "at most -1 addresses"},
 		{"stale", func(s *Spec) { s.StaleAfter = -1 }, "stale before"},
 		{"outer", func(s *Spec) { s.OuterIfindex = -1 }, "ifindex -1"},
+		{"return queues", func(s *Spec) { s.ReturnQueues = 2 }, "2 queues of 1"},
 		{"return slot", func(s *Spec) { s.ReturnSlot = 256 }, "slot 256 of 256"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

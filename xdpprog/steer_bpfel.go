@@ -32,6 +32,7 @@ const (
 	steerVarMode          = "mode"
 	steerVarOuterIfindex  = "outer_ifindex"
 	steerVarQueues        = "queues"
+	steerVarReturnQueues  = "return_queues"
 	steerVarReturnSlot    = "return_slot"
 	steerVarSctp          = "sctp"
 	steerVarSlots         = "slots"
@@ -109,6 +110,7 @@ type steerVariableSpecs struct {
 	Mode         *ebpf.VariableSpec `ebpf:"mode"`
 	OuterIfindex *ebpf.VariableSpec `ebpf:"outer_ifindex"`
 	Queues       *ebpf.VariableSpec `ebpf:"queues"`
+	ReturnQueues *ebpf.VariableSpec `ebpf:"return_queues"`
 	ReturnSlot   *ebpf.VariableSpec `ebpf:"return_slot"`
 	Sctp         *ebpf.VariableSpec `ebpf:"sctp"`
 	Slots        *ebpf.VariableSpec `ebpf:"slots"`
@@ -170,6 +172,7 @@ type steerVariables struct {
 	Mode         *ebpf.Variable `ebpf:"mode"`
 	OuterIfindex *ebpf.Variable `ebpf:"outer_ifindex"`
 	Queues       *ebpf.Variable `ebpf:"queues"`
+	ReturnQueues *ebpf.Variable `ebpf:"return_queues"`
 	ReturnSlot   *ebpf.Variable `ebpf:"return_slot"`
 	Sctp         *ebpf.Variable `ebpf:"sctp"`
 	Slots        *ebpf.Variable `ebpf:"slots"`

@@ -32,6 +32,7 @@ const (
 	xdpVarMode          = "mode"
 	xdpVarOuterIfindex  = "outer_ifindex"
 	xdpVarQueues        = "queues"
+	xdpVarReturnQueues  = "return_queues"
 	xdpVarReturnSlot    = "return_slot"
 	xdpVarSctp          = "sctp"
 	xdpVarSlots         = "slots"
@@ -109,6 +110,7 @@ type xdpVariableSpecs struct {
 	Mode         *ebpf.VariableSpec `ebpf:"mode"`
 	OuterIfindex *ebpf.VariableSpec `ebpf:"outer_ifindex"`
 	Queues       *ebpf.VariableSpec `ebpf:"queues"`
+	ReturnQueues *ebpf.VariableSpec `ebpf:"return_queues"`
 	ReturnSlot   *ebpf.VariableSpec `ebpf:"return_slot"`
 	Sctp         *ebpf.VariableSpec `ebpf:"sctp"`
 	Slots        *ebpf.VariableSpec `ebpf:"slots"`
@@ -170,6 +172,7 @@ type xdpVariables struct {
 	Mode         *ebpf.Variable `ebpf:"mode"`
 	OuterIfindex *ebpf.Variable `ebpf:"outer_ifindex"`
 	Queues       *ebpf.Variable `ebpf:"queues"`
+	ReturnQueues *ebpf.Variable `ebpf:"return_queues"`
 	ReturnSlot   *ebpf.Variable `ebpf:"return_slot"`
 	Sctp         *ebpf.Variable `ebpf:"sctp"`
 	Slots        *ebpf.Variable `ebpf:"slots"`

@@ -390,6 +390,12 @@ func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
 	if c.BusySpin == 0 {
 		c.BusySpin = -1 // the dataplane's zero is its default
 	}
+	if c.WorkerMode, err = dataplane.ParseWorkerMode(cfg.WorkerMode); err != nil {
+		return dataplane.Config{}, err
+	}
+	if c.CPUs, err = config.CPUs(cfg.WorkerCPUs); err != nil {
+		return dataplane.Config{}, err
+	}
 	for _, i := range cfg.Interfaces {
 		kind, err := dataplane.ParsePortKind(i.Kind)
 		if err != nil {

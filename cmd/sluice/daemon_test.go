@@ -451,14 +451,16 @@ func TestDataplaneConfig(t *testing.T) {
 		TCPClosingTimeout: second(7), UDPTimeout: second(8), UDPStreamTimeout: second(9),
 	}
 	c.ReplaceForeignXDP, c.Debug.FrameOwnership = true, true
+	c.WorkerMode, c.WorkerCPUs = "busy", "1,3-4"
+	c.Interfaces = append(c.Interfaces, config.Interface{Name: "x*", Driver: "veth", Role: "pods", Kind: "none"})
 	got, err := dataplaneConfig(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := dataplane.Config{
 		Mode: dataplane.ModeAlone, OnExit: dataplane.OnExitKeep, PinDir: "/sys/fs/bpf/a", ReturnPort: "tap",
-		Ports:   []dataplane.PortConfig{{Name: "eth0", Kind: dataplane.KindNative}, {Name: "eth1", Kind: dataplane.KindGeneric}, {Name: "eth2", Kind: dataplane.KindAuto}},
-		Workers: 3, Frames: 4096, FrameSize: 2048, RingSize: 1024, FlowCapacity: 77,
+		Ports:   []dataplane.PortConfig{{Name: "eth0", Kind: dataplane.KindNative}, {Name: "eth1", Kind: dataplane.KindGeneric}, {Name: "eth2", Kind: dataplane.KindAuto}, {Name: "x*", Driver: "veth", Role: dataplane.RolePods, Kind: dataplane.KindNone}},
+		Workers: 3, WorkerMode: dataplane.WorkerBusy, CPUs: []int{1, 3, 4}, Frames: 4096, FrameSize: 2048, RingSize: 1024, FlowCapacity: 77,
 		BusySpin: time.Second, HeartbeatStale: 2 * time.Second, HoldKnown: 3 * time.Second,
 		Timeouts: flowtable.Timeouts{
 			TCPOpening: 4 * time.Second, TCPEstablished: 5 * time.Second, TCPCloseWait: 6 * time.Second,
@@ -485,6 +487,16 @@ func TestAllowedWords(t *testing.T) {
 	}
 	for _, w := range config.Kinds {
 		if _, err := dataplane.ParsePortKind(w); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, w := range config.Roles {
+		if _, err := dataplane.ParseRole(w); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, w := range config.Workers {
+		if _, err := dataplane.ParseWorkerMode(w); err != nil {
 			t.Error(err)
 		}
 	}

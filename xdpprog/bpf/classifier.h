@@ -77,6 +77,7 @@ const volatile __u64 stale_ns;
 const volatile __u64 hold_ns;
 const volatile __u32 outer_ifindex;
 const volatile __u32 return_slot;
+const volatile __u32 return_queues; /* of its inner end; frames of a flow go to one of them */
 const volatile bool use_ct;
 /* What we take beside TCP and UDP that is whole. */
 const volatile bool fragments;

@@ -63,15 +63,22 @@ static __always_inline enum reason parse_skb_whole(struct __sk_buff *skb, struct
  */
 static __always_inline int to_daemon(struct __sk_buff *skb, __u32 slot, enum reason *reason)
 {
-	__u32 index = return_slot * queues;
+	__u32 queue = return_queues > 1 ? bpf_get_hash_recalc(skb) % return_queues : 0;
+	__u32 index = return_slot * queues + queue;
 	__s64 age = age_of_beat(index);
 
 	if (fresh(age) && bpf_map_lookup_elem(&xsks, &index)) {
 		__u8 mark[ETH_ALEN] = {MARK_0, MARK_1, MARK_2, MARK_3, slot >> 8, slot};
 
 		if (!bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethhdr, source), mark,
-					 sizeof(mark), 0))
+					 sizeof(mark), 0)) {
+			/* As the number of a receive queue, counted from 1: so it is the one that
+			 * the frame is sent by, and received by at the other end (skb_tx_hash in
+			 * net/core/dev.c, veth_xmit in drivers/net/veth.c). */
+			if (return_queues > 1)
+				skb->queue_mapping = queue + 1;
 			return bpf_redirect(outer_ifindex, 0);
+		}
 		*reason = REASON_NO_MEMORY;
 		return TCX_DROP;
 	}

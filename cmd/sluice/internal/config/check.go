@@ -22,6 +22,7 @@ var (
 	contents   = []string{"application/vnd.kubernetes.protobuf", "application/json"}
 	Kinds      = []string{"auto", "steered", "native", "generic", "none"}
 	Roles      = []string{"pods", "uplinks", "tunnels"}
+	Workers    = []string{"adaptive", "busy", "interrupt"}
 	Selections = []string{"consistent", "random", "roundRobin"}
 	OnExits    = []string{"remove", "keep"}
 	LogLevels  = []string{"debug", "info", "warn", "error"}
@@ -45,6 +46,7 @@ const (
 	minStaleAfter  = 100 * time.Millisecond // twice the beat of a sleeping worker
 	maxHoldKnown   = time.Minute
 	maxBusySpin    = time.Second
+	maxCPUs        = 1024
 )
 
 // Check says what cannot be. The error is a Problems. It judges the words
@@ -70,6 +72,10 @@ func (d *Draft) Check() error {
 	c.word("selection", d.Selection, Selections)
 
 	c.number("workers", d.Workers, 0, maxWorkers)
+	c.word("workerMode", d.WorkerMode, Workers)
+	if _, err := CPUs(d.WorkerCPUs); err != nil {
+		c.refuse("workerCPUs", "%v", err)
+	}
 	c.duration("busySpin", d.BusySpin, 0, maxBusySpin)
 	if d.Frames != 0 {
 		c.number("frames", d.Frames, minFrames, maxFrames)
@@ -346,4 +352,27 @@ func (c *checker) address(path, value string) (netip.AddrPort, bool) {
 	}
 	c.refuse(path, "want an IP address and a port such as 127.0.0.1:10356 or [::1]:10356, got %q", value)
 	return netip.AddrPort{}, false
+}
+
+// CPUs reads a list of processors such as 2,4-6.
+func CPUs(list string) ([]int, error) {
+	var cpus []int
+	if list == "" {
+		return nil, nil
+	}
+	for _, item := range strings.Split(list, ",") {
+		first, last, isRange := strings.Cut(item, "-")
+		if !isRange {
+			last = first
+		}
+		from, err1 := strconv.ParseUint(first, 10, 16)
+		to, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 != nil || err2 != nil || from > to || to >= maxCPUs {
+			return nil, fmt.Errorf("want processors such as 2,4-6, each below %d, got %q", maxCPUs, list)
+		}
+		for cpu := from; cpu <= to; cpu++ {
+			cpus = append(cpus, int(cpu))
+		}
+	}
+	return cpus, nil
 }

@@ -111,6 +111,8 @@ func TestBadFiles(t *testing.T) {
 		{"eternity", head + "conntrack:\n  tcpEstablishedTimeout: 9999h\n", "f.yaml:4: conntrack.tcpEstablishedTimeout: want 1s to 480h, got 9999h"},
 		{"stale too soon", head + "heartbeat:\n  staleAfter: 10ms\n", "f.yaml:4: heartbeat.staleAfter: want 100ms to 1m, got 10ms"},
 		{"hold below stale", head + "heartbeat:\n  staleAfter: 2s\n  holdKnown: 1s\n", "f.yaml:5: heartbeat.holdKnown: want at least heartbeat.staleAfter (2s), got 1s"},
+		{"worker mode", head + "workerMode: lazy\n", `f.yaml:3: workerMode: want adaptive, busy or interrupt, got "lazy"`},
+		{"worker cpus", head + "workerCPUs: 3-1\n", `f.yaml:3: workerCPUs: want processors such as 2,4-6, each below 1024, got "3-1"`},
 		{"spin", head + "busySpin: 2s\n", "f.yaml:3: busySpin: want 0s to 1s, got 2s"},
 		{"on exit", head + "onExit: leave\n", `f.yaml:3: onExit: want remove or keep, got "leave"`},
 		{"return port's name", head + "returnPort: twelveletter\n", `f.yaml:3: returnPort: want at most 11 characters, got "twelveletter"`},

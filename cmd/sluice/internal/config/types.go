@@ -100,8 +100,15 @@ type Configuration struct {
 	// Workers is the number of packet loops. 0: half the processors, at least
 	// one.
 	Workers int `yaml:"workers"`
-	// BusySpin is how long a worker without traffic spins before it sleeps:
-	// latency against processor time. 0s: it sleeps at once.
+	// WorkerMode is what a worker does while it has no packets: adaptive (it spins
+	// for busySpin, then sleeps), busy (it spins for ever: the least latency, and a
+	// processor for each worker) or interrupt (it sleeps at once).
+	WorkerMode string `yaml:"workerMode"`
+	// WorkerCPUs are the processors that the workers are pinned to, in turn, such
+	// as 2,4-6. Empty: wherever the kernel wants them.
+	WorkerCPUs string `yaml:"workerCPUs"`
+	// BusySpin is how long an adaptive worker without traffic spins before it
+	// sleeps: latency against processor time.
 	BusySpin Duration `yaml:"busySpin"`
 	// Frames is the number of frames of packet memory, which is locked. 0:
 	// enough for every queue of every interface.
@@ -272,6 +279,7 @@ func Default() *Configuration {
 		AffinityCapacity: 65536,
 		Manifests:        "/etc/sluice/manifests",
 		Selection:        "consistent",
+		WorkerMode:       "adaptive",
 		BusySpin:         Duration(50 * time.Microsecond),
 		FrameSize:        4096,
 		RingSize:         2048,
