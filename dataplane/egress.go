@@ -25,8 +25,10 @@ type egress struct {
 	adj   *adjacencies
 
 	changed chan struct{} // the kernel said that something changed
-	done    chan struct{} // closed to end the subscriptions
-	warned  map[string]bool
+	lost    atomic.Bool   // a subscription has ended
+	// subscriptions is closed to end them; the control loop's.
+	subscriptions chan struct{}
+	warned        map[string]bool
 }
 
 // maxAdjacencies bounds the destinations in use: clients and backends of all
@@ -49,7 +51,6 @@ func newEgress(nl *netlink.Handle, ports *atomic.Pointer[portSet], log *slog.Log
 		log: log, nl: nl, ns: ns, ports: ports,
 		adj:     newAdjacencies(maxAdjacencies),
 		changed: make(chan struct{}, 1),
-		done:    make(chan struct{}),
 		warned:  map[string]bool{},
 	}
 	if err := e.subscribe(); err != nil {
@@ -64,31 +65,57 @@ func newEgress(nl *netlink.Handle, ports *atomic.Pointer[portSet], log *slog.Log
 }
 
 // subscribe turns every change of route, neighbour and link into one mark: what
-// changed is read from the next dump.
+// changed is read from the next dump. On a thread in the node's network namespace.
 func (e *egress) subscribe() error {
+	done := make(chan struct{})
+	e.subscriptions = done
 	lost := func(err error) {
 		select {
-		case <-e.done: // closed: no news
+		case <-done: // closed: no news
 		default:
-			e.log.Warn("netlink subscription lost an event: reading everything again", "err", err)
+			// The library has ended this subscription.
+			e.log.Warn("netlink subscription lost events: reading everything again", "err", err)
+			e.lost.Store(true)
 			e.mark()
 		}
 	}
 	routes := make(chan netlink.RouteUpdate, 64)
-	if err := netlink.RouteSubscribeWithOptions(routes, e.done, netlink.RouteSubscribeOptions{Namespace: &e.ns, ErrorCallback: lost}); err != nil {
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: lost,
+		ReceiveBufferSize: subscriptionBuffer, ReceiveBufferForceSize: true}); err != nil {
 		return fmt.Errorf("subscribing to routes: %w", err)
 	}
 	go drain(routes, e.mark)
 	neighs := make(chan netlink.NeighUpdate, 64)
-	if err := netlink.NeighSubscribeWithOptions(neighs, e.done, netlink.NeighSubscribeOptions{Namespace: &e.ns, ErrorCallback: lost}); err != nil {
+	if err := netlink.NeighSubscribeWithOptions(neighs, done, netlink.NeighSubscribeOptions{ErrorCallback: lost,
+		ReceiveBufferSize: subscriptionBuffer, ReceiveBufferForceSize: true}); err != nil {
 		return fmt.Errorf("subscribing to neighbours: %w", err)
 	}
 	go drain(neighs, e.mark)
 	links := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribeWithOptions(links, e.done, netlink.LinkSubscribeOptions{Namespace: &e.ns, ErrorCallback: lost}); err != nil {
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ErrorCallback: lost,
+		ReceiveBufferSize: subscriptionBuffer, ReceiveBufferForceSize: true}); err != nil {
 		return fmt.Errorf("subscribing to links: %w", err)
 	}
 	go drain(links, e.mark)
+	return nil
+}
+
+// subscriptionBuffer is how many bytes of news may wait: some thousand changes of links.
+// A test has less.
+var subscriptionBuffer = 4 << 20
+
+// resubscribe subscribes anew if a subscription has ended. Control loop only; what it
+// missed is in the dump that follows.
+func (e *egress) resubscribe() error {
+	if !e.lost.Swap(false) {
+		return nil
+	}
+	close(e.subscriptions)
+	if err := e.subscribe(); err != nil {
+		e.lost.Store(true)
+		time.AfterFunc(time.Second, e.mark)
+		return err
+	}
 	return nil
 }
 
@@ -299,6 +326,6 @@ func (e *egress) probeStale() {
 
 // close ends the subscriptions.
 func (e *egress) close() {
-	close(e.done)
+	close(e.subscriptions)
 	e.ns.Close()
 }

@@ -385,6 +385,9 @@ func (d *Dataplane) follow(ctx context.Context) error {
 			again = true
 		case <-e.changed:
 		}
+		if err := e.resubscribe(); err != nil {
+			d.log.Warn("listening to the kernel", "err", err)
+		}
 		links, err := e.reload()
 		if err != nil {
 			d.log.Warn("reading routes and neighbours: the old ones serve on", "err", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -211,9 +212,21 @@ func (rp *returnPort) remove(nl *netlink.Handle) error {
 // of connection tracking.
 const untrackTable = "sluice"
 
+// inNamespace has a connection opened in a network namespace, which takes CAP_SYS_ADMIN
+// unless the calling thread is there.
+func inNamespace(ns int) []nftables.ConnOption {
+	if here, err := netns.Get(); err == nil {
+		defer here.Close()
+		if here.Equal(netns.NsHandle(ns)) {
+			return nil
+		}
+	}
+	return []nftables.ConnOption{nftables.WithNetNSFd(ns)}
+}
+
 // installUntrack puts the rule in place, replacing a predecessor's.
 func installUntrack(ns int, outer string) error {
-	c, err := nftables.New(nftables.WithNetNSFd(ns))
+	c, err := nftables.New(inNamespace(ns)...)
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -241,7 +254,7 @@ func installUntrack(ns int, outer string) error {
 
 // removeUntrack deletes the table, if it is there.
 func removeUntrack(ns int, outer string) error {
-	c, err := nftables.New(nftables.WithNetNSFd(ns))
+	c, err := nftables.New(inNamespace(ns)...)
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
