@@ -113,7 +113,15 @@ func (d *Dataplane) Metrics() string {
 
 func (d *Dataplane) configure() error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "apiVersion: sluice.dev/v1alpha1\nkind: SluiceConfiguration\nmode: %s\nhostnameOverride: %s\n", d.Mode, Node1)
+	fmt.Fprintf(&b, `apiVersion: sluice.dev/v1alpha1
+kind: SluiceConfiguration
+mode: %s
+serviceProxyName: %s
+hostnameOverride: %s
+clusterCIDR: %q
+clientConnection: {qps: 1000, burst: 2000}
+minSyncPeriod: 10ms
+`, d.Mode, ProxyTag, Node1, Pods)
 	fmt.Fprintf(&b, "interfaces:\n")
 	for _, name := range d.place.Interfaces {
 		fmt.Fprintf(&b, "- name: %s\n", name)

@@ -84,6 +84,9 @@ func names(all []modelEndpoint) string {
 // differs says how, or nothing. With affinity the two may have chosen differently, but each has to have chosen one, and one of
 // the usable.
 func differs(judge, subject outcome, sticky bool, use []modelEndpoint) string {
+	if strings.HasPrefix(judge.verdict, "mixed") || strings.HasPrefix(subject.verdict, "mixed") {
+		return ", and it should be one" // even where both say the same, the machine had no time for one of the questions
+	}
 	if !sticky || judge.verdict != "answered" || subject.verdict != "answered" {
 		if judge.equal(subject) {
 			return ""

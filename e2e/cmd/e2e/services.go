@@ -399,24 +399,33 @@ func proxyName(t *T) {
 	t.unreachable(client, "tcp", frontend(other, 80))
 }
 
-// headless: the label counts on the EndpointSlices, where the endpointslice controller copies it to.
+// headless toggles the label on the EndpointSlice, as upstream does since 1.36. On the Service it means nothing to 1.36, while 1.35
+// leaves such a Service alone.
 func headless(t *T) {
 	p := t.pod("p", podOptions{})
 	client := t.clientPod()
-	s := t.service("service-headless-toggled", httpSpec())
-	t.reaches(client, "tcp", frontend(s, 80), p)
-	labelled := t.service("service-headless", httpSpec(), headlessLabel, "")
-	t.unreachable(client, "tcp", frontend(labelled, 80))
-	s = t.change(s, func(s *corev1.Service) {
-		if s.Labels == nil {
-			s.Labels = map[string]string{}
+	spec := httpSpec()
+	spec.Selector = nil
+	toggled, labelled := t.service("service-headless-toggled", spec), t.service("service-headless", spec)
+	slice := t.slice("toggled", sliceOf("IPv4", p.ips[:1], slicePort{"http", "tcp", 80}), toggled.Name)
+	other := sliceOf("IPv4", p.ips[:1], slicePort{"http", "tcp", 80})
+	other.Labels = map[string]string{headlessLabel: ""}
+	t.slice("labelled", other, labelled.Name)
+	label := func(yes bool) {
+		if delete(slice.Labels, headlessLabel); yes {
+			slice.Labels[headlessLabel] = ""
 		}
-		s.Labels[headlessLabel] = ""
-	})
-	t.unreachable(client, "tcp", frontend(s, 80))
-	t.change(s, func(s *corev1.Service) { delete(s.Labels, headlessLabel) })
-	t.reaches(client, "tcp", frontend(s, 80), p)
-	t.unreachable(client, "tcp", frontend(labelled, 80))
+		var err error
+		slice, err = t.c.client.DiscoveryV1().EndpointSlices(t.ns).Update(t.ctx, slice, metav1.UpdateOptions{})
+		t.check(err, "labelling the slice")
+	}
+	t.reaches(client, "tcp", frontend(toggled, 80), p)
+	t.refused(client, "tcp", frontend(labelled, 80))
+	label(true)
+	t.refused(client, "tcp", frontend(toggled, 80))
+	label(false)
+	t.reaches(client, "tcp", frontend(toggled, 80), p)
+	t.refused(client, "tcp", frontend(labelled, 80))
 }
 
 func rejectedNoEndpoints(t *T) {
