@@ -72,10 +72,12 @@ BENCHSTAT := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 bench-flowtable: ## Run the flow table beside a Go map, sync.Map, xsync and a BPF hash map (root, 10 GiB, 15 min).
 	@mkdir -p bin
 	$(GO) test -c -o bin/flowtable.test ./flowtable
-	{ echo "kernel: $$(uname -r)"; echo "go: $$($(GO) env GOVERSION)"; grep -m1 MemTotal /proc/meminfo; \
+	{ echo "kernel: $$(uname -r)"; echo "go: $$($(GO) env GOVERSION)"; grep -m1 MemTotal /proc/meminfo; } >bin/flowtable.txt
 	for pass in $$(seq $(PASSES)); do for flows in 1k 64k 1M 4M; do \
-		bin/flowtable.test -test.run '^$$' -test.bench "^BenchmarkPeers$$/flows=$$flows$$" -test.benchtime 0.3s -test.timeout 1h $(TESTFLAGS) || exit 1; \
-	done; done; } | tee bin/flowtable.txt
+		echo "pass $$pass of $(PASSES), $$flows flows"; \
+		bin/flowtable.test -test.run '^$$' -test.bench "^BenchmarkPeers$$/flows=$$flows$$" -test.benchtime 0.3s -test.timeout 1h $(TESTFLAGS) \
+			>>bin/flowtable.txt || { tail bin/flowtable.txt; exit 1; }; \
+	done; done
 	$(GO) run $(BENCHSTAT) -row /flows,/op -col /impl bin/flowtable.txt
 
 # The real Kubernetes components, for e2e and contract: built once (eight minutes on two cores), then only if their versions change.

@@ -18,7 +18,7 @@ func (t *Table) Lookup(k *Tuple) Ref {
 	s0, s1 := k.src()
 	d0, d1 := k.dst()
 	tail := k.tail()
-	// What follows is sip for IPv4, nearest and is, by hand: three calls would cost as much as the work in them.
+	// What follows is sip for IPv4 and is, by hand: two calls would cost as much as the work in them.
 	var h uint64
 	if mapped4(s0, s1, d0, d1) {
 		w, last := s1>>32|d1&^(1<<32-1), tail|13<<56
