@@ -31,6 +31,7 @@ func Cleanup(cfg Config) error {
 		return errors.Join(append(errs, fmt.Errorf("network namespace of this thread: %w", err))...)
 	}
 	defer ns.Close()
+	errs = append(errs, removeHostRoutes(nl, func(*netlink.Route) bool { return false }))
 	outer := cfg.ReturnPort + "-out"
 	errs = append(errs, removeUntrack(int(ns), outer))
 	l, err := nl.LinkByName(outer)

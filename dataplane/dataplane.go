@@ -60,7 +60,8 @@ type Dataplane struct {
 	behind      atomic.Pointer[behind]
 
 	publishing sync.Mutex
-	told       bool // the classifier knows the addresses of snapshot; guarded by publishing
+	told       bool               // the classifier knows the addresses of snapshot; guarded by publishing
+	hostRoutes map[hostRoute]bool // that there are; guarded by publishing
 
 	undo      []func() error // what Close has to do, in reverse
 	closeOnce sync.Once
@@ -96,7 +97,7 @@ func (d *Dataplane) Publish(s *service.Snapshot) error {
 		return fmt.Errorf("giving addresses to the classifier: %w", err)
 	}
 	d.told = true
-	return nil
+	return d.routeHosts(s)
 }
 
 // difference compares s with what the classifier knows, be it from an earlier

@@ -181,8 +181,16 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		be = w.d.affinities.Choose(sp, &p.Src, be, w.now)
 	}
 	e := w.d.egress
+	forward := e.adj.number(be.Addr, w.resolve)
+	a := e.adj.at(forward)
+	if a == nil || a.path != pathServed && a.path != pathLocal {
+		w.giveBack(i, UnservedPath)
+		return none
+	}
 	source, sourcePort := p.Src, p.SrcPort
 	switch {
+	case w.b.in[i].returns && a.path == pathLocal:
+		source = hairpin(&p.Src)
 	case w.masquerades(i, s):
 		if w.d.cfg.Mode == ModeFront {
 			w.giveBack(i, Masqueraded)
@@ -201,11 +209,6 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 			w.giveBack(i, HairpinToSelf)
 			return none
 		}
-	}
-	forward := e.adj.number(be.Addr, w.resolve)
-	if a := e.adj.at(forward); a == nil || a.path != pathServed && a.path != pathLocal {
-		w.giveBack(i, UnservedPath)
-		return none
 	}
 	f := flowtable.Flow{
 		Client: p.Src, ClientPort: p.SrcPort,
@@ -345,8 +348,13 @@ func (w *worker) forward(d *xsk.Desc, frame []byte, p *nat.Packet, in *port, a *
 	if in.returns && a.path != pathLocal && p.TTL < 255 {
 		p.IncrementTTL(frame) // the kernel will take off a second one
 	}
-	ret := w.d.returnPort
-	w.send(d, frame, p, ret, &ret.outerMAC, &macTranslated, direct+1)
+	ret, mark := w.d.returnPort, &macTranslated
+	if direct == ReplyDirect && a.path == pathLocal {
+		// Connection tracking has seen the request leave the node's own process as
+		// it was, and sees the answer as it should be.
+		mark = &macReturned
+	}
+	w.send(d, frame, p, ret, &ret.outerMAC, mark, direct+1)
 }
 
 // giveBack ends frame i with the node's kernel, unchanged, as if it came off a

@@ -40,7 +40,7 @@ func (w *worker) masquerades(i int, s *service.Snapshot) bool {
 		at := devices[in.ifindex].master
 		return at == 0 || devices[at].name != m.Bridge
 	case m.Prefix != "":
-		return !strings.HasPrefix(in.name, m.Prefix)
+		return !strings.HasPrefix(w.d.egress.fib.Load().devices[in.ifindex].name, m.Prefix)
 	}
 	return s.Outside(&w.b.packets[i].Src)
 }

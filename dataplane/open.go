@@ -203,6 +203,12 @@ func (d *Dataplane) openReturnPort(ports []*port) error {
 		}
 		return d.pair.remove(d.nl)
 	})
+	d.onClose(func() error {
+		if d.cfg.OnExit == OnExitKeep || d.cfg.Mode == ModeFront {
+			return nil
+		}
+		return removeHostRoutes(d.nl, func(*netlink.Route) bool { return false })
+	})
 	inner := d.pair.inner.Attrs()
 	d.returnPort = &port{name: inner.Name, ifindex: inner.Index, mtu: mtu, driver: "veth", returns: true, asked: KindNative, granted: KindNative, queues: make([]*queue, d.pair.queues)}
 	copy(d.returnPort.outerMAC[:], d.pair.outer.Attrs().HardwareAddr)

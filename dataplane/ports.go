@@ -393,6 +393,8 @@ func (d *Dataplane) follow(ctx context.Context) error {
 			d.log.Warn("reading routes and neighbours: the old ones serve on", "err", err)
 		} else if err := d.reconcile(links, again); err != nil {
 			return err
+		} else {
+			d.keepHostRoutes()
 		}
 		// Changes come in bursts; the next dump takes the rest of this one.
 		select {
