@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,8 +25,9 @@ type egress struct {
 	fib   atomic.Pointer[fib]
 	adj   *adjacencies
 
-	changed chan struct{} // the kernel said that something changed
-	lost    atomic.Bool   // a subscription has ended
+	wondered chan neighbourKey // by workers: who has this?
+	changed  chan struct{}     // the kernel said that something changed
+	lost     atomic.Bool       // a subscription has ended
 	// subscriptions is closed to end them; the control loop's.
 	subscriptions chan struct{}
 	warned        map[string]bool
@@ -49,9 +51,10 @@ func newEgress(nl *netlink.Handle, ports *atomic.Pointer[portSet], log *slog.Log
 	}
 	e := &egress{
 		log: log, nl: nl, ns: ns, ports: ports,
-		adj:     newAdjacencies(maxAdjacencies),
-		changed: make(chan struct{}, 1),
-		warned:  map[string]bool{},
+		adj:      newAdjacencies(maxAdjacencies),
+		changed:  make(chan struct{}, 1),
+		wondered: make(chan neighbourKey, 64),
+		warned:   map[string]bool{},
 	}
 	if err := e.subscribe(); err != nil {
 		e.close()
@@ -174,6 +177,13 @@ func (e *egress) reload() ([]netlink.Link, error) {
 		neighs = append(neighs, ns...)
 	}
 	f := newFIB(links, local, mainTable, neighs)
+	if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Type() == "bridge" }) {
+		forwarding, err := retryDump(func() ([]netlink.Neigh, error) { return e.nl.NeighList(0, unix.AF_BRIDGE) })
+		if err != nil {
+			return nil, fmt.Errorf("listing what bridges have learnt: %w", err)
+		}
+		f.learn(forwarding)
+	}
 	e.fib.Store(f)
 	e.portsChanged(e.ports.Load())
 	e.warnOfRules()
@@ -231,6 +241,13 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 		a.path = pathUnserved
 		if m := e.bridgedPort(f, r.ifindex, addr); m != nil {
 			a.path = pathServed
+			// What is steered or received past the bridge keeps neither its
+			// knowledge of stations nor the neighbour fresh: asking does.
+			hop := r.gateway
+			if hop == ([16]byte{}) {
+				hop = addr
+			}
+			a.stale = f.neighbours[neighbourKey{r.ifindex, hop}].stale
 		}
 		return a
 	}
@@ -293,11 +310,45 @@ func (e *egress) believes(src [16]byte, p *port, tags []byte) bool {
 		}
 		in = d.parent
 	}
-	return in == p.ifindex || in != 0 && f.devices[p.ifindex].master == in
+	if in == p.ifindex {
+		return true
+	}
+	if in == 0 || f.devices[p.ifindex].master != in {
+		return false
+	}
+	// Of pods on one bridge each could take another's address, as far as the route goes.
+	behind, known := f.behind(src, in, p.ifindex)
+	if !known {
+		e.wonder(neighbourKey{in, src})
+	}
+	return behind
+}
+
+// wonder has the control loop ask the kernel who has an address behind a bridge: the
+// frame that came from there cannot be believed yet. Any thread; it never waits.
+func (e *egress) wonder(k neighbourKey) {
+	select {
+	case e.wondered <- k:
+	default:
+	}
+}
+
+// ask asks the kernel to find, or to confirm, a neighbour (NTF_USE,
+// net/core/neighbour.c:neigh_add).
+func (e *egress) ask(k neighbourKey) {
+	ip := netip.AddrFrom16(k.addr).Unmap()
+	family := unix.AF_INET6
+	if ip.Is4() {
+		family = unix.AF_INET
+	}
+	err := e.nl.NeighSet(&netlink.Neigh{LinkIndex: k.ifindex, Family: family, IP: net.IP(ip.AsSlice()), Flags: netlink.NTF_USE})
+	if err != nil {
+		e.log.Debug("asking for a neighbour", "address", ip, "err", err)
+	}
 }
 
 // probeStale asks the kernel to confirm the neighbours that we send to and it
-// has not heard of (NTF_USE, net/core/neighbour.c:neigh_add).
+// has not heard of.
 func (e *egress) probeStale() {
 	f := e.fib.Load()
 	asked := map[neighbourKey]bool{}
@@ -312,15 +363,7 @@ func (e *egress) probeStale() {
 		asked[neighbourKey{a.ifindex, hop}] = true
 	})
 	for k := range asked {
-		ip := netip.AddrFrom16(k.addr).Unmap()
-		family := unix.AF_INET6
-		if ip.Is4() {
-			family = unix.AF_INET
-		}
-		err := e.nl.NeighSet(&netlink.Neigh{LinkIndex: k.ifindex, Family: family, IP: net.IP(ip.AsSlice()), Flags: netlink.NTF_USE})
-		if err != nil {
-			e.log.Debug("asking for a neighbour", "address", ip, "err", err)
-		}
+		e.ask(k)
 	}
 }
 

@@ -51,6 +51,35 @@ type neighbourKey struct {
 	addr    [16]byte
 }
 
+// station is a link-layer address behind a bridge.
+type station struct {
+	bridge int
+	mac    [6]byte
+}
+
+// learn takes in what bridges know: which station is behind which of their ports.
+func (f *fib) learn(forwarding []netlink.Neigh) {
+	f.stations = make(map[station]int, len(forwarding))
+	for _, n := range forwarding {
+		if n.MasterIndex == 0 || len(n.HardwareAddr) != 6 {
+			continue
+		}
+		f.stations[station{n.MasterIndex, [6]byte(n.HardwareAddr)}] = n.LinkIndex
+	}
+}
+
+// behind reports whether addr lives behind this port of a bridge: whether the station that
+// has it, as the kernel's neighbour entry says, is behind that port. known says whether
+// there is such an entry.
+func (f *fib) behind(addr [16]byte, bridge, port int) (yes, known bool) {
+	n, ok := f.neighbours[neighbourKey{bridge, addr}]
+	if !ok {
+		return false, false
+	}
+	at, ok := f.stations[station{bridge, n.mac}]
+	return at == port, ok
+}
+
 // device is what the fib knows of a link.
 type device struct {
 	name   string
@@ -82,7 +111,8 @@ type fib struct {
 	routes     map[int]map[[16]byte]route
 	neighbours map[neighbourKey]neighbour
 	devices    map[int]device
-	gateways   map[int]bool // devices that a route with a gateway leaves by
+	gateways   map[int]bool    // devices that a route with a gateway leaves by
+	stations   map[station]int // bridges' ports, by the stations behind them
 	// node4 and node6 are addresses of the node's own, zero if it has none: the
 	// source that a pod sees that talks to itself through a Service.
 	node4, node6 [16]byte

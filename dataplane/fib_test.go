@@ -86,13 +86,21 @@ func TestBelieves(t *testing.T) {
 		&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 3, Name: "uplink"}},
 		&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 4, Name: "bridged", MasterIndex: 5}},
 		&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Index: 5, Name: "br"}},
+		&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 7, Name: "bridged too", MasterIndex: 5}},
 		&netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Index: 6, Name: "uplink.100", ParentIndex: 3}, VlanId: 100},
 	}
 	f := newFIB(links, []netlink.Route{{Family: unix.AF_INET, Dst: dst("192.0.2.1/32"), LinkIndex: 1, Type: unix.RTN_LOCAL}}, []netlink.Route{
 		unicast(unix.AF_INET, "198.18.0.2/32", 2), unicast(unix.AF_INET, "198.18.5.0/24", 5),
 		unicast(unix.AF_INET, "198.18.6.0/24", 6), unicast(unix.AF_INET, "", 3),
-	}, nil)
-	pod, uplink, bridged := &port{ifindex: 2}, &port{ifindex: 3}, &port{ifindex: 4}
+	}, []netlink.Neigh{
+		{LinkIndex: 5, IP: net.ParseIP("198.18.5.9"), State: netlink.NUD_STALE, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}},
+		{LinkIndex: 5, IP: net.ParseIP("198.18.5.8"), State: netlink.NUD_REACHABLE, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 8}},
+	})
+	f.learn([]netlink.Neigh{
+		{LinkIndex: 4, MasterIndex: 5, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}},
+		{LinkIndex: 7, MasterIndex: 5, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 8}},
+	})
+	pod, uplink, bridged, other := &port{ifindex: 2}, &port{ifindex: 3, slot: 1}, &port{ifindex: 4, slot: 2}, &port{ifindex: 7, slot: 3}
 	ret := &port{ifindex: 9, returns: true}
 	e := testEgress(f, pod, uplink, bridged)
 	tag := []byte{0x81, 0, 0x20, 100}
@@ -107,6 +115,10 @@ func TestBelieves(t *testing.T) {
 		{"198.18.0.2", uplink, nil, false},
 		{"203.0.113.9", uplink, nil, true},
 		{"198.18.5.9", bridged, nil, true},
+		{"198.18.5.9", other, nil, false}, // the neighbour is behind the other one
+		{"198.18.5.8", bridged, nil, false},
+		{"198.18.5.8", other, nil, true},
+		{"198.18.5.7", bridged, nil, false}, // nobody knows where
 		{"198.18.5.9", pod, nil, false},
 		{"198.18.6.9", uplink, tag, true},
 		{"198.18.6.9", uplink, nil, false},

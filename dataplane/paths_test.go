@@ -313,19 +313,24 @@ func testSpoofedFrames(t *testing.T, kind PortKind) {
 	thief := b.Clients[1]
 	in := thief.Inject(netlab.PodDevice)
 	mac := b.Node.MAC(thief.HostDevice)
-	const frames = 1000
+	const frames = 10000
 	for i := range frames {
 		src, dst := client, vip // of a known flow
-		switch i % 4 {
+		switch i % 6 {
 		case 1:
 			src = netip.AddrPortFrom(client.Addr(), uint16(5000+i)) // of a new one
 		case 2:
 			src, dst = backend, client // a reply of the known one
+		case 4:
+			src = netip.AddrPortFrom(backend.Addr(), uint16(5000+i))
 		}
 		f := udpFromTo(t, src, dst)
 		copy(f, mac)
-		if i%4 == 3 { // one that is given back: a fragment whose first never comes
+		switch i % 6 {
+		case 3: // one that is given back: a fragment whose first never comes
 			f = datagramOf(f)
+		case 5: // with the mark of the client's own port
+			copy(f[6:], []byte{0x02, 's', 'l', 'o', 0, byte(b.d.ports.Load().byIndex[b.Node.Index(b.Clients[0].HostDevice)].slot)})
 		}
 		if _, err := in.Send(f); err != nil {
 			t.Fatal(err)

@@ -377,6 +377,9 @@ func (d *Dataplane) follow(ctx context.Context) error {
 		case <-probe.C:
 			e.probeStale()
 			continue
+		case k := <-e.wondered:
+			e.ask(k)
+			continue
 		case <-queues.C:
 			if !d.queuesChanged() {
 				continue
