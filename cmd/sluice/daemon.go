@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -280,7 +281,7 @@ func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*servi
 				Kubeconfig: cfg.ClientConnection.Kubeconfig, Server: cfg.APIServer, ContentType: cfg.ClientConnection.ContentType,
 				QPS: float32(cfg.ClientConnection.QPS), Burst: cfg.ClientConnection.Burst,
 			},
-			Service: sc, MinSyncPeriod: time.Duration(cfg.MinSyncPeriod),
+			Service: sc, MinSyncPeriod: time.Duration(cfg.MinSyncPeriod), StateFile: stateFile(cfg),
 		}, log, publish)
 	}
 	return service.OpenFolder(cfg.Manifests, sc, log, func(s *service.Snapshot) {
@@ -288,6 +289,14 @@ func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*servi
 			log.Error("a change of Services could not be put in force", "generation", s.Generation, "err", err)
 		}
 	})
+}
+
+// stateFile is where the last known state of the API server is kept, "" for nowhere.
+func stateFile(cfg *config.Configuration) string {
+	if cfg.StateDir == "" {
+		return ""
+	}
+	return filepath.Join(cfg.StateDir, "services.state")
 }
 
 // serviceConfig turns the configuration's words into service's types.

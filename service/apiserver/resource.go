@@ -48,6 +48,10 @@ func (r *resource) heard() {
 	if r.err != nil {
 		s.log.Info("watching again", "what", r.name, "after", time.Since(r.contact).Round(time.Millisecond))
 	}
+	if !s.restored.IsZero() && s.unsynced() == "" {
+		s.restored = time.Time{}
+		s.log.Info("synced with the API server")
+	}
 	r.err, r.contact = nil, time.Now()
 }
 

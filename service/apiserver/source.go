@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -30,7 +30,16 @@ type Config struct {
 	Service service.Config
 	// MinSyncPeriod is the least time between two Snapshots. A change that comes after a longer rest is programmed at once.
 	MinSyncPeriod time.Duration
+	// StateFile holds the last known state, for a start without the server; empty: none.
+	StateFile string
 }
+
+const (
+	// restoreAfter is how long a start waits for the server before it goes by the state file.
+	restoreAfter = 3 * time.Second
+	// saveAfter is how long after a change the state is written, and so how often at most.
+	saveAfter = 30 * time.Second
+)
 
 // publishRetry is when a Snapshot that could not be put in force is tried again.
 const publishRetry = time.Second
@@ -47,11 +56,14 @@ type Source struct {
 	wake  chan struct{} // something was told to the Catalog
 	// unpublished: the last Snapshot could not be put in force, or there is none. Of sync's goroutine.
 	unpublished bool
+	unsaved     bool // the state file is older than the last Snapshot. Likewise, and Close's
 
 	mu        sync.Mutex // guards what follows
 	catalog   *service.Catalog
 	resources []*resource
 	status    service.Status
+	without   bool      // the next commit need not wait for the server
+	restored  time.Time // when the state was saved that the Catalog was told of; zero: none, or it is the server's by now
 }
 
 // Open begins to watch and returns at once, with an error only for what will never work. publish is called from one goroutine,
@@ -68,6 +80,9 @@ func Open(cfg Config, log *slog.Logger, publish func(*service.Snapshot) error) (
 		wake: make(chan struct{}, 1), unpublished: true, catalog: service.NewCatalog(cfg.Service),
 	}
 	s.status.Dir = c.server
+	if cfg.StateFile != "" {
+		s.restore()
+	}
 	s.watchAll()
 	// What client-go says is for finding faults; what an operator must know is said here.
 	ctx = klog.NewContext(ctx, logr.FromSlogHandler(&quiet{log.Handler()}))
@@ -83,7 +98,45 @@ func (s *Source) Close() error {
 	s.stop()
 	s.loops.Wait()
 	s.clients.close()
+	if s.unsaved {
+		s.save()
+	}
 	return nil
+}
+
+// stateOf is the header of the state files that are ours.
+func (s *Source) stateOf() stateHeader {
+	return stateHeader{Node: s.cfg.Service.NodeName, Proxy: s.cfg.Service.ProxyName}
+}
+
+// restore tells the Catalog of the last known state. What the server says later is a diff against it.
+func (s *Source) restore() {
+	saved, err := loadState(s.cfg.StateFile, s.stateOf(), s.catalog)
+	switch {
+	case err == nil:
+		s.restored = saved
+	case !errors.Is(err, os.ErrNotExist):
+		s.log.Warn("the last known state is not used", "err", err)
+		s.catalog = service.NewCatalog(s.cfg.Service) // it may have been told of half
+	}
+}
+
+// save writes the state, if it is the server's.
+func (s *Source) save() {
+	s.mu.Lock()
+	if s.unsynced() != "" {
+		s.mu.Unlock()
+		return
+	}
+	state := s.catalog.State()
+	s.mu.Unlock()
+	h := s.stateOf()
+	h.Saved = time.Now().UTC()
+	if err := saveState(s.cfg.StateFile, h, state); err != nil {
+		s.log.Warn("the last known state could not be saved", "err", err)
+		return
+	}
+	s.unsaved = false
 }
 
 // watchAll lists what is watched, with the selectors that kube-proxy sets (cmd/kube-proxy/app/server.go: Run).
@@ -145,6 +198,10 @@ func (s *Source) kick() {
 func (s *Source) sync(ctx context.Context) {
 	var last time.Time // the last change
 	var due *time.Timer
+	saving := time.NewTicker(saveAfter)
+	defer saving.Stop()
+	late := time.NewTimer(restoreAfter)
+	defer late.Stop()
 	for {
 		var at <-chan time.Time
 		if due != nil {
@@ -166,6 +223,13 @@ func (s *Source) sync(ctx context.Context) {
 			}
 		case <-at:
 			due = nil
+		case <-saving.C:
+			if s.unsaved {
+				s.save()
+			}
+			continue
+		case <-late.C:
+			s.giveUpWaiting()
 		}
 		began := time.Now()
 		changed, err := s.commit()
@@ -182,10 +246,11 @@ func (s *Source) sync(ctx context.Context) {
 // commit makes and publishes a Snapshot, if all kinds have been listed and something has changed.
 func (s *Source) commit() (changed bool, err error) {
 	s.mu.Lock()
-	if slices.ContainsFunc(s.resources, func(r *resource) bool { return !r.synced }) {
+	if s.unsynced() != "" && !s.without {
 		s.mu.Unlock()
 		return false, nil
 	}
+	s.without = false
 	first := s.status.Changed.IsZero()
 	change := s.catalog.Commit()
 	counts := s.catalog.Counts()
@@ -200,10 +265,11 @@ func (s *Source) commit() (changed bool, err error) {
 		return true, err
 	}
 	s.unpublished = false
+	s.unsaved = s.cfg.StateFile != ""
 	s.mu.Lock()
 	s.status.Generation, s.status.Changed = change.Snapshot.Generation, time.Now()
 	s.mu.Unlock()
-	if first {
+	if first && s.restored.IsZero() {
 		s.log.Info("synced with the API server", "services", counts.Services, "endpoint_slices", counts.EndpointSlices)
 	}
 	return true, nil
@@ -227,6 +293,27 @@ func (s *Source) Status() service.Status {
 	}
 	status.Checked, status.Err = time.Now(), errors.Join(errs...)
 	return status
+}
+
+// giveUpWaiting lets the next commit go by the last known state, if the server has not been heard yet.
+func (s *Source) giveUpWaiting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	missing := s.unsynced()
+	if missing == "" {
+		return
+	}
+	if s.restored.IsZero() {
+		s.log.Warn("still waiting for the API server: nothing is programmed yet", "missing", missing)
+		return
+	}
+	s.without = true
+	s.log.Warn("no answer from the API server: serving by the last known state", "saved", s.restored, "missing", missing)
+	for _, r := range s.resources {
+		if !r.synced {
+			r.contact = s.restored
+		}
+	}
 }
 
 // unsynced names the kinds that have not been listed yet.

@@ -244,3 +244,62 @@ func TestMinSyncPeriod(t *testing.T) {
 		t.Errorf("a burst took %d Snapshots", n)
 	}
 }
+
+// TestStateFile: a start without the server goes by the last known state, shows its age, and is corrected when the server
+// is back.
+func TestStateFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "sub", "services.state")
+	s := newStub(t)
+	s.put("services", aService("web", "198.19.0.1"))
+	s.put("services", aService("gone", "198.19.0.2"))
+	s.put("endpointslices", aSlice("web-1", "web", "198.18.0.1"))
+	with := func(c *Config) { c.StateFile = file }
+	r := newRig(t, s, with)
+	full := "gone 198.19.0.2:80/TCP; web 198.19.0.1:80/TCP 198.18.0.1:8080"
+	r.await(full)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.set(refuse)
+	r = newRig(t, s, with)
+	if took := r.await(full); took < restoreAfter-time.Second {
+		t.Errorf("the state was used after %v", took)
+	}
+	if st := r.Status(); st.Err == nil || st.Age() < restoreAfter/2 {
+		t.Errorf("status %v, age %v", st.Err, st.Age())
+	}
+	s.mu.Lock()
+	delete(s.objects["services"], "demo/gone")
+	s.mu.Unlock()
+	s.set(none)
+	r.await("web 198.19.0.1:80/TCP 198.18.0.1:8080")
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := len(good) / 2
+	for what, bad := range map[string][]byte{
+		"a flipped bit":   slices.Concat(good[:at], []byte{good[at] ^ 1}, good[at+1:]),
+		"cut short":       good[:len(good)-1],
+		"too long":        slices.Concat(good, []byte{0}),
+		"empty":           nil,
+		"another version": []byte(strings.Replace(string(good), `"version":1`, `"version":9`, 1)),
+		"another node":    []byte(strings.Replace(string(good), `"node":"n1"`, `"node":"n2"`, 1)),
+		"another file":    []byte("hello\n"),
+	} {
+		if err := os.WriteFile(file, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := service.NewCatalog(service.Config{})
+		if _, err := loadState(file, stateHeader{Node: "n1"}, c); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if n := c.Counts().Services; n != 0 {
+			t.Errorf("%s: %d Services", what, n)
+		}
+	}
+}

@@ -63,6 +63,9 @@ func (d *Draft) Check() error {
 		c.apiServer()
 	}
 	c.duration("minSyncPeriod", d.MinSyncPeriod, 0, time.Minute)
+	if d.StateDir != "" {
+		c.absolute("stateDir", d.StateDir)
+	}
 	c.absolute("manifests", d.Manifests)
 	c.prefixes("serviceCIDR", d.ServiceCIDR)
 	c.prefixes("clusterCIDR", d.ClusterCIDR)

@@ -64,6 +64,9 @@ type Configuration struct {
 	// MinSyncPeriod is the least time between two changes of what is programmed.
 	// One that comes after a longer rest is programmed at once.
 	MinSyncPeriod Duration `yaml:"minSyncPeriod"`
+	// StateDir is the folder of the last known state of the API server, for a
+	// start without it. Empty: none is kept.
+	StateDir string `yaml:"stateDir"`
 	// Manifests is the folder of Service and EndpointSlice manifests (YAML or
 	// JSON), which is watched: an edit takes effect at once.
 	Manifests string `yaml:"manifests"`
@@ -274,6 +277,7 @@ func Default() *Configuration {
 		Source:           "manifests",
 		ClientConnection: ClientConnection{ContentType: "application/vnd.kubernetes.protobuf", QPS: 5, Burst: 10},
 		MinSyncPeriod:    Duration(100 * time.Millisecond),
+		StateDir:         "/var/lib/sluice",
 		DetectLocalMode:  "ClusterCIDR",
 		NetworkPolicy:    "honour",
 		AffinityCapacity: 65536,
