@@ -5,6 +5,7 @@ import (
 
 	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/service"
 	"github.com/sluice-net/sluice/xdpprog"
 )
 
@@ -21,6 +22,8 @@ type Stats struct {
 	Snapshot SnapshotStats
 	// Adjacencies is the number of destinations in use.
 	Adjacencies int
+	// AffinityEvicted counts clients that were forgotten for want of room.
+	AffinityEvicted uint64
 }
 
 // PortStats is what one port did.
@@ -79,6 +82,8 @@ type SnapshotStats struct {
 	Age        time.Duration
 	Services   int // ServicePorts
 	Backends   int
+	NoLocal    int // ServicePorts whose policy is Local, without an endpoint here, with some elsewhere
+	Policed    int // ServicePorts that a NetworkPolicy keeps from being served
 }
 
 // Stats takes the picture. Any thread.
@@ -87,6 +92,8 @@ func (d *Dataplane) Stats() Stats {
 		Flows:       d.table.Stats(),
 		Frames:      FrameStats{Total: d.umem.Frames(), Free: d.umem.Pool().Free(), Lost: d.umem.Pool().Lost()},
 		Adjacencies: d.egress.adj.len(),
+
+		AffinityEvicted: d.affinities.Evicted(),
 	}
 	now := d.clock.now()
 	sums := make([]uint64, numReasons)
@@ -115,6 +122,12 @@ func (d *Dataplane) Stats() Stats {
 		for _, p := range snap.ServicePorts() {
 			s.Snapshot.Services++
 			s.Snapshot.Backends += len(p.Backends)
+			switch p.Action {
+			case service.Drop:
+				s.Snapshot.NoLocal++
+			case service.Pass, service.Refuse:
+				s.Snapshot.Policed++
+			}
 		}
 	}
 	return s

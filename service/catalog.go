@@ -69,6 +69,18 @@ type Counts struct {
 	Services, EndpointSlices int
 	RefusedEndpoints         int // unsafe addresses
 	RefusedClusterIPs        int // outside of every known Service range
+	// Changes of objects that were told of, and those of them that came after the last Commit.
+	ServiceChanges, SliceChanges               uint64
+	ServiceChangesPending, SliceChangesPending uint64
+}
+
+// Sync is what it took to put one change in force.
+type Sync struct {
+	Queued   time.Time // when there first was something to do
+	Began    time.Time
+	Took     time.Duration
+	Full     bool      // it was the first
+	Triggers []Trigger // of changes that are in force now
 }
 
 // Trigger is when something outside happened that made an EndpointSlice change: the start of the time that it takes to
@@ -170,6 +182,8 @@ func (v *serviceView) equal(o *serviceView) bool {
 
 // setView replaces what is known of the Service of e.
 func (c *Catalog) setView(e *entry, v *serviceView) {
+	c.counts.ServiceChanges++
+	c.counts.ServiceChangesPending++
 	c.release(e)
 	e.service = v
 	c.claim(e)
@@ -345,9 +359,15 @@ func (c *Catalog) SetSlice(s *discoveryv1.EndpointSlice) {
 		e.slices[at] = v
 	}
 	c.touch(e)
+	c.sliceChanged()
 	if t, err := time.Parse(time.RFC3339Nano, s.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil {
 		c.triggers = append(c.triggers, Trigger{t, v.ipv6})
 	}
+}
+
+func (c *Catalog) sliceChanged() {
+	c.counts.SliceChanges++
+	c.counts.SliceChangesPending++
 }
 
 func (e *entry) find(slice string) (at int, exists bool) {
@@ -380,6 +400,7 @@ func (c *Catalog) deleteSlice(name types.NamespacedName) {
 	if at, exists := e.find(name.Name); exists {
 		e.slices = slices.Delete(e.slices, at, at+1)
 		c.touch(e)
+		c.sliceChanged()
 	}
 }
 
@@ -457,6 +478,7 @@ func (c *Catalog) Commit() Change {
 		}
 	}
 	clear(c.dirty)
+	c.counts.ServiceChangesPending, c.counts.SliceChangesPending = 0, 0
 	next := c.next(changed, before)
 	change := Change{Snapshot: next, Changed: next != c.snapshot, Triggers: c.triggers}
 	c.snapshot, c.triggers = next, nil

@@ -20,6 +20,7 @@ type assembler struct {
 
 	known map[unique.Handle[hints]]hintsHere
 
+	rule       string      // which candidates choose took: ready, node, zone, local or draining ones
 	candidates []candidate // of the ServicePort in hand, like the next two
 	backends   []Backend
 	serving    []Backend
@@ -33,6 +34,7 @@ type candidate struct {
 	Backend
 	ready, serving, terminating bool
 	local                       bool // on this node
+	node                        string
 	hintsHere
 }
 
@@ -203,7 +205,8 @@ func (a *assembler) gather(p *ServicePort, views []*sliceView) {
 				a.candidates = append(a.candidates, candidate{
 					Backend: Backend{Addr: e.addr, Port: v.ports[k].port},
 					ready:   e.flags&ready != 0, serving: e.flags&serving != 0, terminating: e.flags&terminating != 0,
-					local:     a.node != "" && e.node != noNode && e.node.Value() == a.node,
+					local:     a.node != "" && e.node.Value() == a.node,
+					node:      e.node.Value(),
 					hintsHere: a.here(e.hints),
 				})
 			}
@@ -250,16 +253,22 @@ func (a *assembler) choose(local bool) Action {
 	var usable func(e *candidate) bool
 	switch {
 	case local && localReady:
+		a.rule = "local"
 		usable = func(e *candidate) bool { return e.local && e.ready }
 	case local:
+		a.rule = "local draining"
 		usable = func(e *candidate) bool { return e.local && e.serving && e.terminating }
 	case ready && allNode && forNode:
+		a.rule = "node"
 		usable = func(e *candidate) bool { return e.ready && e.forNode }
 	case ready && allZone && forZone:
+		a.rule = "zone"
 		usable = func(e *candidate) bool { return e.ready && e.forZone }
 	case ready:
+		a.rule = "ready"
 		usable = func(e *candidate) bool { return e.ready }
 	default:
+		a.rule = "draining"
 		usable = func(e *candidate) bool { return e.serving && e.terminating }
 	}
 

@@ -53,7 +53,9 @@ type Folder struct {
 	snapshot *Snapshot   // the last one published
 	catalog  *Catalog
 	logged   map[string]string // error by file, as logged
-	reported map[Problem]struct{}
+	reports  ReportLog
+
+	telling sync.Mutex // guards catalog
 
 	mu     sync.Mutex // guards status
 	status Status
@@ -78,6 +80,7 @@ type Status struct {
 	Checked        time.Time // when it was last read
 	Err            error     // why the folder is not good now; nil if it is
 	Report         *Report   // what of the good state is not used
+	Counts         Counts
 }
 
 // Age is how long the state that serves has not been known to be the folder's: 0 while the folder is good.
@@ -96,7 +99,7 @@ func OpenFolder(dir string, cfg Config, log *slog.Logger, publish func(*Snapshot
 		dir: filepath.Clean(dir), cfg: cfg, log: log, publish: publish,
 		done: make(chan struct{}), status: Status{Dir: dir},
 		catalog: NewCatalog(cfg),
-		logged:  make(map[string]string), reported: make(map[Problem]struct{}),
+		logged:  make(map[string]string), reports: ReportLog{Log: log},
 	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -120,6 +123,13 @@ func (f *Folder) Close() error {
 	f.stop()
 	<-f.done
 	return f.watcher.Close()
+}
+
+// Describe describes what is programmed. It may be called from any goroutine.
+func (f *Folder) Describe() []Description {
+	f.telling.Lock()
+	defer f.telling.Unlock()
+	return f.catalog.Describe()
 }
 
 // Status may be called from any goroutine.
@@ -212,18 +222,21 @@ func (f *Folder) reload() []*Problem {
 			policies = append(policies, o.policy)
 		}
 	}
+	f.telling.Lock()
 	f.catalog.ReplacePods(pods)
 	f.catalog.ReplacePolicies(policies)
 	f.catalog.ReplaceServices(services)
 	f.catalog.ReplaceSlices(endpointSlices)
 	change := f.catalog.Commit()
+	counts := f.catalog.Counts()
+	f.telling.Unlock()
 	next, report := change.Snapshot, change.Report
 	f.locate(report, files)
-	f.logReport(report)
+	f.reports.Report(report)
 
 	f.mu.Lock()
 	f.status.Files, f.status.Services, f.status.EndpointSlices = len(files), len(services), len(endpointSlices)
-	f.status.Read, f.status.Report = time.Now(), report
+	f.status.Read, f.status.Report, f.status.Counts = time.Now(), report, counts
 	changed := next != f.snapshot
 	if changed {
 		f.status.Generation, f.status.Changed = next.Generation, f.status.Read
@@ -364,27 +377,6 @@ func (f *Folder) locate(r *Report, names []string) {
 		at := where[p.Object]
 		p.File, p.Document, p.Line = at.File, at.Document, at.Line
 	}
-}
-
-// logReport logs what is not used, each thing once as long as it lasts, and few at a time.
-func (f *Folder) logReport(r *Report) {
-	const most = 20
-	current := make(map[Problem]struct{}, len(r.Problems))
-	fresh := 0
-	for i := range r.Problems {
-		p := r.Problems[i]
-		current[p] = struct{}{}
-		if _, known := f.reported[p]; known {
-			continue
-		}
-		if fresh++; fresh <= most {
-			f.log.Warn("not used", "file", p.File, "object", p.Object, "field", p.Field, "reason", p.Text)
-		}
-	}
-	if fresh > most {
-		f.log.Warn("more is not used", "count", fresh-most+r.Omitted)
-	}
-	f.reported = current
 }
 
 // logProblems logs each bad file once, until its error changes, and that all is well again.

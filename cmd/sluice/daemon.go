@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sluice-net/sluice/cmd/sluice/internal/config"
+	"github.com/sluice-net/sluice/cmd/sluice/internal/control"
 	"github.com/sluice-net/sluice/cmd/sluice/internal/instance"
 	"github.com/sluice-net/sluice/cmd/sluice/internal/preflight"
 	"github.com/sluice-net/sluice/cmd/sluice/internal/telemetry"
@@ -63,7 +64,16 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	}
 	hold(lock.Release)
 
-	d := daemon{build: thisBuild()}
+	d := daemon{build: thisBuild(), mode: cfg.Mode, syncs: telemetry.NewSyncs()}
+	socket, err := control.Path(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	ctl, err := control.Serve(socket, map[string]func() any{"/services": d.describe}, log)
+	if err != nil {
+		return err
+	}
+	hold(ctl.Close)
 	servers, err := d.listen(cfg, log)
 	if err != nil {
 		return err
@@ -71,7 +81,7 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	hold(servers.close)
 
 	var p publisher
-	source, err := openSource(cfg, log, p.publish)
+	source, err := openSource(cfg, log, p.publish, d.syncs.Observe)
 	if err != nil {
 		return err
 	}
@@ -93,6 +103,11 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	d.show(source, dp)
 	w.end()
 	d.announce(cfg, log)
+	if e, ok := source.(interface {
+		Event(kind, reason, message string)
+	}); ok {
+		e.Event("Normal", "Starting", "sluice "+d.build.Version+" serves ClusterIPs on this node, mode "+cfg.Mode)
+	}
 
 	opened(dp)
 	err = dp.Run(ctx)
@@ -136,6 +151,8 @@ func needs(cfg *config.Configuration) preflight.Needs {
 // after it.
 type daemon struct {
 	build buildInfo
+	mode  string
+	syncs *telemetry.Syncs
 
 	mu        sync.RWMutex // held for as long as one looks at the two
 	source    source
@@ -145,7 +162,36 @@ type daemon struct {
 // source is where Services come from.
 type source interface {
 	Status() service.Status
+	Describe() []service.Description
 	Close() error
+}
+
+// services is what `sluice services` shows.
+type services struct {
+	Mode       string                `json:"mode"`
+	Source     string                `json:"source"`
+	Generation uint32                `json:"generation"`
+	Age        string                `json:"age,omitempty"` // for how long it has not been known whether this is still so
+	Err        string                `json:"error,omitempty"`
+	Services   []service.Description `json:"services"`
+}
+
+// describe gives what `sluice services` shows.
+func (d *daemon) describe() any {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	s := services{Mode: d.mode, Services: []service.Description{}}
+	if d.source == nil {
+		s.Err = "starting or stopping"
+		return s
+	}
+	status := d.source.Status()
+	s.Source, s.Generation = status.Dir, status.Generation
+	if status.Err != nil {
+		s.Err, s.Age = status.Err.Error(), status.Age().Round(time.Second).String()
+	}
+	s.Services = append(s.Services, d.source.Describe()...)
+	return s
 }
 
 // show says what to look at from now on. When it returns, nobody looks at what
@@ -166,7 +212,7 @@ func (d *daemon) picture() telemetry.Picture {
 	}
 	if d.source != nil {
 		status := d.source.Status()
-		p.SourceAge = status.Age()
+		p.SourceAge, p.Source = status.Age(), status.Counts
 	}
 	return p
 }
@@ -212,7 +258,7 @@ func (l listeners) close() error {
 // listen opens the listeners that have an address.
 func (d *daemon) listen(cfg *config.Configuration, log *slog.Logger) (listeners, error) {
 	var open listeners
-	registry := telemetry.NewRegistry(d.picture, telemetry.Build{Version: d.build.Version, Revision: d.build.Revision})
+	registry := telemetry.NewRegistry(d.picture, d.syncs, telemetry.Build{Version: d.build.Version, Revision: d.build.Revision})
 	metrics := telemetry.MetricsHandler(registry, cfg.EnableProfiling, log)
 	if cfg.HealthzBindAddress != "" {
 		s, err := telemetry.Serve("healthzBindAddress", cfg.HealthzBindAddress, cfg.BindAddressHardFail, telemetry.HealthHandler(d.health), log)
@@ -262,7 +308,7 @@ func (p *publisher) attach(to func(*service.Snapshot) error) error {
 }
 
 // openSource opens what Services come from.
-func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*service.Snapshot) error) (source, error) {
+func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*service.Snapshot) error, observe func(service.Sync)) (source, error) {
 	selection, err := service.ParseSelection(cfg.Selection)
 	if err != nil {
 		return nil, err
@@ -281,7 +327,7 @@ func openSource(cfg *config.Configuration, log *slog.Logger, publish func(*servi
 				Kubeconfig: cfg.ClientConnection.Kubeconfig, Server: cfg.APIServer, ContentType: cfg.ClientConnection.ContentType,
 				QPS: float32(cfg.ClientConnection.QPS), Burst: cfg.ClientConnection.Burst,
 			},
-			Service: sc, MinSyncPeriod: time.Duration(cfg.MinSyncPeriod), StateFile: stateFile(cfg),
+			Service: sc, MinSyncPeriod: time.Duration(cfg.MinSyncPeriod), StateFile: stateFile(cfg), Observe: observe,
 		}, log, publish)
 	}
 	return service.OpenFolder(cfg.Manifests, sc, log, func(s *service.Snapshot) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,8 @@ type Config struct {
 	MinSyncPeriod time.Duration
 	// StateFile holds the last known state, for a start without the server; empty: none.
 	StateFile string
+	// Observe, if not nil, is told of each Snapshot that was put in force.
+	Observe func(service.Sync)
 }
 
 const (
@@ -50,18 +53,22 @@ type Source struct {
 	log     *slog.Logger
 	clients *clients
 	publish func(*service.Snapshot) error
+	started time.Time
 
+	ctx   context.Context // until Close
 	stop  context.CancelFunc
 	loops sync.WaitGroup
 	wake  chan struct{} // something was told to the Catalog
 	// unpublished: the last Snapshot could not be put in force, or there is none. Of sync's goroutine.
 	unpublished bool
-	unsaved     bool // the state file is older than the last Snapshot. Likewise, and Close's
+	reports     service.ReportLog // likewise
+	unsaved     bool              // the state file is older than the last Snapshot. Likewise, and Close's
 
 	mu        sync.Mutex // guards what follows
 	catalog   *service.Catalog
 	resources []*resource
 	status    service.Status
+	queued    time.Time // when there first was something to commit
 	without   bool      // the next commit need not wait for the server
 	restored  time.Time // when the state was saved that the Catalog was told of; zero: none, or it is the server's by now
 }
@@ -76,9 +83,11 @@ func Open(cfg Config, log *slog.Logger, publish func(*service.Snapshot) error) (
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Source{
-		cfg: cfg, log: log.With("server", c.server), clients: c, publish: publish, stop: stop,
+		cfg: cfg, log: log.With("server", c.server), clients: c, publish: publish, stop: stop, started: time.Now(),
 		wake: make(chan struct{}, 1), unpublished: true, catalog: service.NewCatalog(cfg.Service),
 	}
+	s.ctx = ctx
+	s.reports.Log = s.log
 	s.status.Dir = c.server
 	if cfg.StateFile != "" {
 		s.restore()
@@ -186,8 +195,28 @@ func follow[T object](s *Source, client rest.Interface, name string, which selec
 	s.resources = append(s.resources, r)
 }
 
+// observe tells of a Snapshot that is in force. Triggers from before the process began say nothing about it.
+func (s *Source) observe(began time.Time, full bool, triggers []service.Trigger) {
+	if s.cfg.Observe == nil {
+		return
+	}
+	s.mu.Lock()
+	queued := s.queued
+	s.mu.Unlock()
+	if queued.IsZero() || queued.After(began) {
+		queued = began
+	}
+	triggers = slices.DeleteFunc(triggers, func(t service.Trigger) bool { return t.At.Before(s.started) })
+	s.cfg.Observe(service.Sync{Queued: queued, Began: began, Took: time.Since(began), Full: full, Triggers: triggers})
+}
+
 // kick says that there may be something to commit.
 func (s *Source) kick() {
+	s.mu.Lock()
+	if s.queued.IsZero() {
+		s.queued = time.Now()
+	}
+	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -251,12 +280,13 @@ func (s *Source) commit() (changed bool, err error) {
 		return false, nil
 	}
 	s.without = false
-	first := s.status.Changed.IsZero()
+	first, began := s.status.Changed.IsZero(), time.Now()
 	change := s.catalog.Commit()
 	counts := s.catalog.Counts()
 	s.status.Services, s.status.EndpointSlices, s.status.Report = counts.Services, counts.EndpointSlices, change.Report
 	s.mu.Unlock()
 
+	s.reports.Report(change.Report)
 	if !change.Changed && !s.unpublished {
 		return false, nil
 	}
@@ -266,7 +296,9 @@ func (s *Source) commit() (changed bool, err error) {
 	}
 	s.unpublished = false
 	s.unsaved = s.cfg.StateFile != ""
+	s.observe(began, first, change.Triggers)
 	s.mu.Lock()
+	s.queued = time.Time{}
 	s.status.Generation, s.status.Changed = change.Snapshot.Generation, time.Now()
 	s.mu.Unlock()
 	if first && s.restored.IsZero() {
@@ -281,6 +313,7 @@ func (s *Source) Status() service.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := s.status
+	status.Counts = s.catalog.Counts()
 	var errs []error
 	status.Read = time.Now()
 	for _, r := range s.resources {
@@ -293,6 +326,13 @@ func (s *Source) Status() service.Status {
 	}
 	status.Checked, status.Err = time.Now(), errors.Join(errs...)
 	return status
+}
+
+// Describe describes what is programmed.
+func (s *Source) Describe() []service.Description {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.catalog.Describe()
 }
 
 // giveUpWaiting lets the next commit go by the last known state, if the server has not been heard yet.

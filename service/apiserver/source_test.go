@@ -14,6 +14,9 @@ import (
 
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sluice-net/sluice/service"
 )
@@ -301,5 +304,107 @@ func TestStateFile(t *testing.T) {
 		if n := c.Counts().Services; n != 0 {
 			t.Errorf("%s: %d Services", what, n)
 		}
+	}
+}
+
+// TestEvent: the event is about this Node, where kubectl looks for it.
+func TestEvent(t *testing.T) {
+	s := newStub(t)
+	r := newRig(t, s, nil)
+	r.Event("Normal", "Starting", "hello")
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		posted := strings.Join(s.posted, "\n")
+		s.mu.Unlock()
+		if posted != "" {
+			for _, want := range []string{"/api/v1/namespaces/default/events ", `"involvedObject":{"kind":"Node","name":"n1","uid":"n1"}`, `"reason":"Starting"`, `"message":"hello"`, `"component":"sluice"`} {
+				if !strings.Contains(posted, want) {
+					t.Errorf("no %s in %s", want, posted)
+				}
+			}
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing was posted")
+		}
+	}
+}
+
+// TestNodeAndRanges: the zone is the Node's, a ClusterIP outside of the ServiceCIDRs is refused, and a policy that selects a
+// backend on this node leaves its Service to kube-proxy.
+func TestNodeAndRanges(t *testing.T) {
+	s := newStub(t)
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}}
+	s.put("nodes", node)
+	s.put("servicecidrs", &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"198.19.0.0/24"}}})
+	s.put("services", aService("web", "198.19.0.1"))
+	s.put("services", aService("out", "198.19.9.1"))
+	slice := aSlice("web-1", "web", "198.18.0.1", "198.18.0.2")
+	for i, zone := range []string{"z1", "z2"} {
+		slice.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
+	}
+	s.put("endpointslices", slice)
+	var observed atomic.Int64
+	r := newRig(t, s, func(c *Config) {
+		c.Service.Policed = service.Pass
+		c.Observe = func(o service.Sync) { observed.Add(1) }
+	})
+	r.await("web 198.19.0.1:80/TCP 198.18.0.1:8080")
+	if n := r.Status().Counts.RefusedClusterIPs; n != 1 {
+		t.Errorf("%d ClusterIPs refused", n)
+	}
+	node.Labels[corev1.LabelTopologyZone] = "z2"
+	s.put("nodes", node)
+	r.await("web 198.19.0.1:80/TCP 198.18.0.2:8080")
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "a", Labels: map[string]string{"app": "web"}}}
+	pod.Spec.NodeName, pod.Status.PodIPs = "n1", []corev1.PodIP{{IP: "198.18.0.2"}}
+	s.put("pods", pod)
+	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "p"}}
+	s.put("networkpolicies", policy)
+	for r.snapshot.Load().ServicePorts()[0].Action != service.Pass {
+		time.Sleep(time.Millisecond)
+	}
+	s.drop("networkpolicies", policy)
+	r.await("web 198.19.0.1:80/TCP 198.18.0.2:8080")
+	if observed.Load() < 4 {
+		t.Errorf("%d syncs observed", observed.Load())
+	}
+}
+
+// TestTriggers: the time that endpoints took is counted from the annotation, but not from before the process began.
+func TestTriggers(t *testing.T) {
+	s := newStub(t)
+	s.put("services", aService("web", "198.19.0.1"))
+	old := aSlice("web-1", "web", "198.18.0.1")
+	old.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: time.Now().Add(-time.Hour).UTC().Format(time.RFC3339Nano)}
+	s.put("endpointslices", old)
+	seen := make(chan service.Trigger, 10)
+	r := newRig(t, s, func(c *Config) {
+		c.Observe = func(o service.Sync) {
+			for _, t := range o.Triggers {
+				seen <- t
+			}
+		}
+	})
+	r.await("web 198.19.0.1:80/TCP 198.18.0.1:8080")
+	now := time.Now().UTC()
+	young := aSlice("web-1", "web", "198.18.0.2")
+	young.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: now.Format(time.RFC3339Nano)}
+	s.put("endpointslices", young)
+	r.await("web 198.19.0.1:80/TCP 198.18.0.2:8080")
+	if got := <-seen; !got.At.Equal(now) || got.IPv6 {
+		t.Errorf("%v, want %v", got, now)
+	}
+}
+
+// TestServerWithoutRanges: an older server has no ServiceCIDRs, and nothing is wrong with that.
+func TestServerWithoutRanges(t *testing.T) {
+	s := newStub(t)
+	s.lacks = "servicecidrs"
+	s.put("services", aService("web", "198.19.0.1"))
+	r := newRig(t, s, nil)
+	r.await("web 198.19.0.1:80/TCP")
+	if st := r.Status(); st.Err != nil {
+		t.Error(st.Err)
 	}
 }

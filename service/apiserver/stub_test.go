@@ -38,6 +38,8 @@ type stub struct {
 	proxy   net.Listener
 	oldest  int // a watch from before it is Expired
 	seen    []string
+	posted  []string
+	lacks   string // a resource that this server does not have
 	conns   map[*relay]struct{}
 	healed  chan struct{} // closed when there is no fault
 	loops   sync.WaitGroup
@@ -255,7 +257,17 @@ func (s *stub) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	if lists[resource].Kind == "" {
+	if r.Method == http.MethodPost {
+		body, _ := io.ReadAll(r.Body)
+		s.mu.Lock()
+		s.posted = append(s.posted, r.URL.Path+" "+string(body))
+		s.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = w.Write(body)
+		return
+	}
+	if lists[resource].Kind == "" || resource == s.lacks {
 		http.NotFound(w, r)
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/sluice-net/sluice/dataplane"
+	"github.com/sluice-net/sluice/service"
 )
 
 // Picture is what a scrape shows: all of one moment.
@@ -17,6 +18,8 @@ type Picture struct {
 	// SourceAge is how long it has not been known whether the Services in use
 	// are what their source says; 0 while all is well.
 	SourceAge time.Duration
+	// Source counts what the source knows.
+	Source service.Counts
 }
 
 // Build is what the metric build_info says of the binary.
@@ -26,9 +29,10 @@ type Build struct {
 
 // NewRegistry gives the registry of everything that /metrics shows: the
 // dataplane's metrics, the Go runtime's, the process's.
-func NewRegistry(picture func() Picture, build Build) *prometheus.Registry {
+func NewRegistry(picture func() Picture, syncs *Syncs, build Build) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(
+		syncs,
 		&collector{picture, metrics(build)},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -77,6 +81,11 @@ func counter(name, help string, read func(*Picture, sink), labels ...string) met
 
 func gauge(name, help string, read func(*Picture, sink), labels ...string) metric {
 	return metric{prometheus.NewDesc("sluice_"+name, help, labels, nil), prometheus.GaugeValue, read}
+}
+
+// kubeproxy describes a metric that kube-proxy has too.
+func kubeproxy(name, help string, kind prometheus.ValueType, read func(*Picture, sink), labels ...string) metric {
+	return metric{prometheus.NewDesc("kubeproxy_"+name, help, labels, nil), kind, read}
 }
 
 // ofPorts reads one value for each port, labelled interface.
@@ -225,6 +234,29 @@ func metrics(build Build) []metric {
 			of(func(s *Picture) float64 { return s.Snapshot.Age.Seconds() })),
 		gauge("source_age_seconds", "Time for which it has not been known whether the Services in use are what their source says; 0 while all is well.",
 			of(func(s *Picture) float64 { return s.SourceAge.Seconds() })),
+		gauge("source_objects", "Services and EndpointSlices that the source shows.",
+			func(s *Picture, emit sink) {
+				emit(float64(s.Source.Services), "Service")
+				emit(float64(s.Source.EndpointSlices), "EndpointSlice")
+			}, "kind"),
+		gauge("refused", "What Services ask for and do not get: endpoints with unsafe addresses, ClusterIPs outside of every Service range, ports of Services with a backend here that a NetworkPolicy selects.",
+			func(s *Picture, emit sink) {
+				emit(float64(s.Source.RefusedEndpoints), "endpoint")
+				emit(float64(s.Source.RefusedClusterIPs), "cluster_ip")
+				emit(float64(s.Snapshot.Policed), "policy")
+			}, "kind"),
+		counter("affinity_evicted_total", "Clients of Services with ClientIP affinity that were forgotten for want of room.",
+			of(func(s *Picture) uint64 { return s.AffinityEvicted })),
+		kubeproxy("sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices.", prometheus.CounterValue,
+			of(func(s *Picture) uint64 { return s.Source.SliceChanges })),
+		kubeproxy("sync_proxy_rules_endpoint_changes_pending", "Changes of EndpointSlices that are not programmed yet.", prometheus.GaugeValue,
+			of(func(s *Picture) uint64 { return s.Source.SliceChangesPending })),
+		kubeproxy("sync_proxy_rules_service_changes_total", "Changes of Services.", prometheus.CounterValue,
+			of(func(s *Picture) uint64 { return s.Source.ServiceChanges })),
+		kubeproxy("sync_proxy_rules_service_changes_pending", "Changes of Services that are not programmed yet.", prometheus.GaugeValue,
+			of(func(s *Picture) uint64 { return s.Source.ServiceChangesPending })),
+		kubeproxy("sync_proxy_rules_no_local_endpoints_total", "Ports of Services with internalTrafficPolicy Local that have endpoints, but none on this node.", prometheus.GaugeValue,
+			func(s *Picture, emit sink) { emit(float64(s.Snapshot.NoLocal), "internal") }, "traffic_policy"),
 		gauge("service_ports", "Ports of Services in use, counted for each address family.",
 			of(func(s *Picture) int { return s.Snapshot.Services })),
 		gauge("backends", "Backends in use, counted for each port of a Service.",

@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-net/sluice/dataplane"
 	"github.com/sluice-net/sluice/dataplane/xsk"
 	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/service"
 )
 
 var update = flag.Bool("update", false, "write testdata/metrics.txt anew")
@@ -48,17 +49,21 @@ func samplePicture() Picture {
 				FullRecords: 88, FullCells: 89, Removed: 90, Expired: 91, Reclaimed: 92, Stray: 93,
 			},
 			Frames:      dataplane.FrameStats{Total: 101, Free: 102, Lost: 103},
-			Snapshot:    dataplane.SnapshotStats{Generation: 111, Age: 2500 * time.Millisecond, Services: 112, Backends: 113},
-			Adjacencies: 121,
+			Snapshot:    dataplane.SnapshotStats{Generation: 111, Age: 2500 * time.Millisecond, Services: 112, Backends: 113, NoLocal: 114, Policed: 115},
+			Adjacencies: 121, AffinityEvicted: 122,
 		},
 		SourceAge: 4500 * time.Millisecond,
+		Source: service.Counts{
+			Services: 131, EndpointSlices: 132, RefusedEndpoints: 133, RefusedClusterIPs: 134,
+			ServiceChanges: 135, SliceChanges: 136, ServiceChangesPending: 137, SliceChangesPending: 138,
+		},
 	}
 }
 
 // scrape gives the exposition of the metrics of that prefix.
 func scrape(t *testing.T, picture Picture, prefix string) string {
 	t.Helper()
-	families, err := NewRegistry(func() Picture { return picture }, Build{"v1.2.3", "abcdef"}).Gather()
+	families, err := NewRegistry(func() Picture { return picture }, NewSyncs(), Build{"v1.2.3", "abcdef"}).Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +107,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestMetricsLint(t *testing.T) {
-	problems, err := testutil.GatherAndLint(NewRegistry(samplePicture, Build{}))
+	problems, err := testutil.GatherAndLint(NewRegistry(samplePicture, NewSyncs(), Build{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +139,7 @@ func TestRuntimeMetrics(t *testing.T) {
 // TestLabels keeps out labels whose values nobody bounds.
 func TestLabels(t *testing.T) {
 	allowed := []string{"interface", "kind", "driver", "asked", "granted", "socket", "hook", "reason", "verdict", "ring", "worker", "version", "revision", "goversion"}
-	families, err := NewRegistry(samplePicture, Build{}).Gather()
+	families, err := NewRegistry(samplePicture, NewSyncs(), Build{}).Gather()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var quiet = slog.New(slog.DiscardHandler)
 
 func metricsHandler(profiling bool) http.Handler {
-	return MetricsHandler(NewRegistry(samplePicture, Build{}), profiling, quiet)
+	return MetricsHandler(NewRegistry(samplePicture, NewSyncs(), Build{}), profiling, quiet)
 }
 
 func TestMetricsHandler(t *testing.T) {
