@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/internal/netlab"
 )
 
@@ -154,6 +155,53 @@ func testKnownFlowsWaitForTheRestart(t *testing.T, kind PortKind) {
 	b.close()
 	cfg := Config{Ports: b.devices()}
 	of(kind, keep(pins))(&cfg)
+	if err := b.Node.Do(func() error { return Cleanup(cfg) }); err != nil {
+		t.Errorf("cleanup: %v", err)
+	}
+}
+
+// TestRestartRefusesAForeignTable: a table that another version has written is not believed. The
+// daemon starts with an empty one, in the same maps, and serves.
+func TestRestartRefusesAForeignTable(t *testing.T) {
+	netlab.RequireRoot(t)
+	pins := netlab.BPFFS(t)
+	b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{Backends: 1})}
+	b.open(keep(pins))
+	_, backends := b.echo(8080)
+	svc := testService{name: "echo", number: 1, port: 80, backends: backends}
+	b.publish(svc)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	vip := netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 1), 80)
+	if _, err := b.Clients[0].Exchange(ctx, "udp", vip, 500); err != nil {
+		t.Fatal(err)
+	}
+	if b.settle().Flows.Flows == 0 {
+		t.Fatal("no flow")
+	}
+	b.d.prog.FlowRecords()[flowtable.HeaderVersion]++
+	b.close()
+
+	b.open(keep(pins))
+	if !b.d.prog.Adopted() {
+		t.Error("the maps are others")
+	}
+	if got := b.d.Stats().Flows.Flows; got != 0 {
+		t.Errorf("%d flows of a table that is not ours", got)
+	}
+	b.snapshot = nil // a new process counts its generations anew
+	b.publish(svc)
+	for _, proto := range []string{"tcp", "udp"} {
+		if _, err := b.Clients[0].Exchange(ctx, proto, vip, 500); err != nil {
+			t.Errorf("%s after the start: %v", proto, err)
+		}
+	}
+	if s := b.settle(); s.Reason(ForwardDirect)+s.Reason(ForwardReturn) == 0 {
+		t.Error("nothing was forwarded")
+	}
+	b.close()
+	cfg := Config{Ports: b.devices()}
+	keep(pins)(&cfg)
 	if err := b.Node.Do(func() error { return Cleanup(cfg) }); err != nil {
 		t.Errorf("cleanup: %v", err)
 	}
