@@ -24,6 +24,8 @@ type Result struct {
 	Repeats  int       `json:"repeats"`
 	Duration float64   `json:"duration_s"` // of one measurement
 	Quick    bool      `json:"quick"`
+	// Warnings say what makes the run worth less.
+	Warnings []string  `json:"warnings,omitempty"`
 	Stands   []*Stand  `json:"stands"`
 	Series   []*Series `json:"series"`
 	// Profiles are there if they were asked for.

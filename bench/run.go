@@ -252,6 +252,7 @@ func (r *runner) resume() error {
 		return fmt.Errorf("cannot go on with %s: it is of another kind of run or version", r.Output)
 	}
 	r.result.Started, r.result.Stands, r.result.Series, r.result.Profiles = old.Started, old.Stands, old.Series, old.Profiles
+	r.result.Warnings = old.Warnings
 	r.result.Machine = old.Machine
 	return nil
 }
@@ -334,7 +335,9 @@ func (r *runner) settle(ctx context.Context, s scenario) {
 			return
 		}
 	}
-	r.Log.Warn("the machine is busy with something else", "scenario", s.name())
+	if ctx.Err() == nil {
+		r.result.Warnings = append(r.result.Warnings, s.name()+": the machine was busy with something else")
+	}
 }
 
 // done reports whether a resumed run has all of a scenario.

@@ -75,6 +75,11 @@ func (r *Result) Sane() error {
 	case t.Received == 0 && len(r.Series) > 0:
 		return fmt.Errorf("nothing was received")
 	}
+	for _, s := range r.Stands {
+		if s.Absent != "" && (s.Peer == "sluice-native" || s.Peer == "sluice-steered") && s.Scenario != string(RemoteVXLAN)+" services=1" {
+			return fmt.Errorf("%s, %s took no part: %s", s.Scenario, s.Peer, s.Absent)
+		}
+	}
 	for _, s := range r.Series {
 		if len(s.Samples) > 0 && s.Better == "higher" && s.Metric != "offered" && s.Median <= 0 && s.Peer != "generator" {
 			return fmt.Errorf("%s, %s %s: %s is %v", s.Scenario, s.Workload, s.Peer, s.Metric, s.Median)

@@ -25,6 +25,7 @@ type tables interface {
 func (r *Result) writeTables(t tables) {
 	t.heading("The run")
 	t.facts(r.factLines())
+	t.notes(r.Warnings)
 	for _, scenario := range r.scenarios() {
 		rows := [][]string{}
 		for _, s := range r.Stands {
