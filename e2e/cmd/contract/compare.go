@@ -168,7 +168,7 @@ func (f *flows) ask(ctx context.Context, p pair, at frontend, results []outcome,
 		f.mu.Lock()
 		delete(f.kept, key)
 		f.mu.Unlock()
-		if class := explainHeld(s.dataplane, p.at.proto); class != "" {
+		if class := explainHeld(s.mode, s.clients[p.client].kind, p.at.proto); class != "" {
 			f.r.count(class)
 			continue
 		}

@@ -1,10 +1,6 @@
 package main
 
-import (
-	"slices"
-
-	"github.com/sluice-net/sluice/e2e/stand"
-)
+import "slices"
 
 // explain names the class of a difference that is understood and meant to be, or gives nothing. docs/contract.md has the
 // reasons.
@@ -22,10 +18,15 @@ func explain(judge string, at frontend, j, s outcome, double twins, model outcom
 	return ""
 }
 
-// explainHeld names what kube-proxy does to flows that outlive a change.
-func explainHeld(d *stand.Dataplane, proto string) string {
-	if !d.IsSluice() && proto == "udp" {
+// explainHeld names what kube-proxy does to flows that outlive a change: its own, and those that Sluice leaves to it in front.
+func explainHeld(mode, client, proto string) string {
+	switch {
+	case proto != "udp":
+		return ""
+	case mode == "nftables" || mode == "iptables":
 		return "kube_proxy_keeps_stale_udp"
+	case mode == "front" && (client == "node" || client == "outside"):
+		return "front_leaves_stale_udp_to_kube_proxy"
 	}
 	return ""
 }
