@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 
 	"github.com/sluice-net/sluice/internal/netlab"
@@ -99,6 +102,43 @@ func testHostProcesses(t *testing.T, kind PortKind, filter string) {
 	}
 	if frames, err := leak.Drain(); err != nil || len(frames) != 0 {
 		t.Errorf("%d frames to ClusterIPs left by the default route, %v", len(frames), err)
+	}
+}
+
+// TestHostProcessesBesideKubeProxy: kube-proxy's nftables mode drops what is new and bound for an address in the Services' range that
+// it does not know, in the node's output too, and the addresses of mode named it does not know.
+func TestHostProcessesBesideKubeProxy(t *testing.T) {
+	netlab.RequireRoot(t)
+	b := &testbed{t: t, Cluster: netlab.New(t).Cluster(netlab.ClusterOptions{Outside: true})}
+	nft, err := nftables.New(nftables.WithNetNSFd(b.Node.FD()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := nft.AddTable(&nftables.Table{Name: "kube-proxy", Family: nftables.TableFamilyIPv4})
+	output := nft.AddChain(&nftables.Chain{Name: "filter-output", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter})
+	isNew := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW)
+	nft.AddRule(&nftables.Rule{Table: table, Chain: output, Exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: isNew, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{198, 19}},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	}})
+	if err := nft.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	b.open(func(c *Config) { c.Mode = ModeAlone })
+	defer b.close()
+	_, pods := b.echo(8080)
+	b.publish(testService{name: "pods", number: 40, port: 80, backends: pods})
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, network := range []string{"tcp", "udp"} {
+		if _, err := b.Node.Exchange(ctx, network, netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 40), 80), 1000); err != nil {
+			t.Errorf("a process of the node: %v", err)
+		}
 	}
 }
 

@@ -246,6 +246,17 @@ func installUntrack(ns int, outer string) error {
 		&expr.Counter{},
 		&expr.Notrack{},
 	}})
+	// What the node's own processes send to a ClusterIP by the return port comes back untracked, so it leaves untracked, too. And in
+	// mode named kube-proxy's nftables rules drop whatever is new and bound for an address of the Services' range that
+	// they do not know: an untracked packet is not new.
+	out := c.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
+	c.AddRule(&nftables.Rule{Table: t, Chain: out, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		&expr.Counter{},
+		&expr.Notrack{},
+	}})
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("nftables rule that keeps translated frames untracked: %w", err)
 	}

@@ -39,9 +39,13 @@ func (r *run) compare(ctx context.Context, p pair, flows *flows) (texts []string
 	r.probes += len(r.sides)
 	r.mu.Unlock()
 	var results []outcome
-	for _, wait := range waits {
+	for i, wait := range waits {
 		if ctx.Err() != nil {
 			return nil
+		}
+		if i == 1 { // one at a time: Sluice answers no more than fifty refusals at once
+			r.again.Lock()
+			defer r.again.Unlock()
 		}
 		texts = texts[:0]
 		results = observe(ctx, r.sides, p.client, at, sticky, wait)

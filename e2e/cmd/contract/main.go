@@ -95,6 +95,7 @@ type run struct {
 	world   *world
 	sides   []*side // the judges, and at last what is judged
 
+	again                                 sync.Mutex // held by who asks a second time
 	mu                                    sync.Mutex
 	histories, steps, probes, differences int
 	explained                             map[string]int
@@ -320,7 +321,7 @@ func choose(random *rand.Rand, known, touched frontends, clients, n int) (out []
 // ask asks all pairs, some at once.
 func (r *run) ask(ctx context.Context, step int, pairs []pair, flows *flows) (found []difference) {
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 40)
+	slots := make(chan struct{}, 24)
 	for _, p := range pairs {
 		slots <- struct{}{}
 		wg.Go(func() {
