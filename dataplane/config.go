@@ -199,6 +199,10 @@ type Config struct {
 	// HoldKnown is how long after the last heartbeat the frames of known
 	// flows are held back for a restart before they too pass; 0 is 3 s.
 	HoldKnown time.Duration
+	// FragmentWait is how long a fragment waits for the first of its datagram, which
+	// alone has the ports; 0 is a second, and 20 ms in ModeFront, where the first may
+	// have been the kernel's.
+	FragmentWait time.Duration
 	// MaxFlowsPerClient is how many flows one client address may have; 0 is no
 	// limit.
 	MaxFlowsPerClient int
@@ -246,6 +250,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.HoldKnown == 0 {
 		c.HoldKnown = 3 * time.Second
+	}
+	if c.FragmentWait == 0 {
+		c.FragmentWait = waitForFirst
+		if c.Mode == ModeFront {
+			c.FragmentWait = waitForFirstFront
+		}
 	}
 	if c.BusySpin == 0 {
 		c.BusySpin = 50 * time.Microsecond
@@ -309,6 +319,9 @@ func (c Config) validate() error {
 	}
 	if c.HeartbeatStale < 100*time.Millisecond {
 		return fmt.Errorf("heartbeat staleAfter %v: must be at least 100ms, twice a sleeping worker's beat", c.HeartbeatStale)
+	}
+	if c.FragmentWait < 0 || c.FragmentWait > datagramTime {
+		return fmt.Errorf("fragmentWait %v: must be 0 to %v", c.FragmentWait, datagramTime)
 	}
 	if c.HoldKnown < 0 || c.HoldKnown > time.Minute {
 		return fmt.Errorf("heartbeat holdKnown %v: must be 0 to 1m", c.HoldKnown)

@@ -69,6 +69,9 @@ func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
 func (w *worker) fromWhere(i int, ref flowtable.Ref) bool {
 	a := w.d.egress.adj.at(w.d.table.Adjacency(ref.Record, ref.Direction^1))
 	in := w.b.in[i]
+	if in.routed {
+		return true // it was asked before it was routed
+	}
 	if a != nil && (a.ifindex == in.ifindex || a.path == pathLocal && in.returns) && a.addr == w.b.packets[i].Src {
 		return true
 	}
@@ -275,12 +278,12 @@ func (w *worker) believes(i int) bool {
 func (w *worker) translate(i int, ref flowtable.Ref) {
 	b, t := &w.b, w.d.table
 	p, frame := &b.packets[i], b.frames[i]
-	if p.Router && ref.Direction == flowtable.Reply && !w.b.in[i].returns {
+	t.Target(ref, &w.target)
+	a := w.adjacent(ref)
+	if p.Router && ref.Direction == flowtable.Reply && a.port != nil && !b.in[i].returns {
 		w.routeFirst(i)
 		return
 	}
-	t.Target(ref, &w.target)
-	a := w.adjacent(ref)
 	if a.exceeds(p, w.b.in[i]) {
 		w.reject(i, TTLExceeded)
 		return
@@ -376,7 +379,7 @@ func (w *worker) giveBack(i int, reason Reason) {
 // must not see as it is.
 func (w *worker) handBack(d *xsk.Desc, frame []byte, p *nat.Packet, parsed nat.Reason, in *port, reason Reason) {
 	ret := w.d.returnPort
-	if in == ret && (parsed == nat.OK || p.End == 0 || w.snapshot == nil || w.snapshot.Serves(p.Dst)) {
+	if in.returns && (parsed == nat.OK || p.End == 0 || w.snapshot == nil || w.snapshot.Serves(p.Dst)) {
 		w.discard(d, ReturnLoop)
 		return
 	}

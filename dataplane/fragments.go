@@ -89,11 +89,8 @@ type fragments struct {
 	wait           uint64 // ns
 }
 
-func newFragments(seed uint64, mode Mode) *fragments {
-	f := &fragments{seed: seed, wait: uint64(waitForFirst)}
-	if mode == ModeFront {
-		f.wait = uint64(waitForFirstFront)
-	}
+func newFragments(seed uint64, wait time.Duration) *fragments {
+	f := &fragments{seed: seed, wait: uint64(wait)}
 	for i := uint16(maxDatagrams); i > 0; i-- {
 		f.datagrams[i].next, f.freeDatagram = f.freeDatagram, i
 	}
@@ -131,7 +128,8 @@ func (w *worker) fragment(i int) {
 	b, f := &w.b, w.fragments
 	p := &b.packets[i]
 	var piece nat.Piece
-	if r := piece.Parse(b.frames[i], p); r != nat.OK {
+	r := piece.Parse(b.frames[i], p)
+	if r == nat.BadFragment || r != nat.OK && piece.Atomic() {
 		w.giveBack(i, unparsed(r))
 		return
 	}
@@ -153,6 +151,12 @@ func (w *worker) fragment(i int) {
 		return
 	}
 	switch {
+	case d.fate == fateUnknown && r != nat.OK:
+		// Without its transport header in the first piece nobody can translate it: all of
+		// it is the kernel's.
+		d.fate, d.reason = fateReturn, unparsed(r)
+		w.giveBack(i, d.reason)
+		w.release(d)
 	case d.fate == fateUnknown && piece.Offset == 0:
 		w.firstPiece(i, d, &piece)
 		w.release(d)

@@ -11,40 +11,141 @@ import (
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	"github.com/vishvananda/netlink"
 
 	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/internal/netlab"
 )
 
-// TestPathMTU: a middle link takes less than the ends. The error that says so quotes
-// the translated packet, and comes from the node's own kernel; the client must
-// recognise its connection in it.
+// TestPathMTU: a middle link takes less than the ends, 64 KiB go through it and back
+// through a ClusterIP, and the errors that say so quote what their receiver has sent.
+// The link is the node's own, one beyond it, or the one back to the client.
 func TestPathMTU(t *testing.T) { eachKind(t, testPathMTU) }
 
 func testPathMTU(t *testing.T, kind PortKind) {
-	b := newTestbed(t, netlab.ClusterOptions{}, of(kind))
-	b.RemoteBackend.EchoOn(8080)
-	var far []netip.AddrPort
-	for _, f := range netlab.Families {
-		far = append(far, b.RemoteBackend.AddrPort(f, 8080))
+	const small = 1280
+	for _, link := range []struct {
+		name   string
+		shrink func(b *testbed)
+		learns func(b *testbed) *netlab.Pod // who is told
+		way    func(b *testbed) *netlab.Pod // where it leads to, if it is the node's
+	}{
+		{"next to the node", func(b *testbed) {
+			for _, n := range []*netlab.Namespace{b.Node, b.Remote} {
+				n.MTU(netlab.UplinkDevice, small)
+				b.t.Cleanup(func() { n.MTU(netlab.UplinkDevice, 1500) })
+			}
+		}, func(b *testbed) *netlab.Pod { return b.Clients[0] }, func(b *testbed) *netlab.Pod { return b.RemoteBackend }},
+		{"beyond", func(b *testbed) { routeMTU(b.t, b.Remote, b.RemoteBackend, small) }, func(b *testbed) *netlab.Pod { return b.Clients[0] }, nil},
+		{"back to the client", func(b *testbed) { routeMTU(b.t, b.Node, b.Clients[0], small) }, func(b *testbed) *netlab.Pod { return b.RemoteBackend }, func(b *testbed) *netlab.Pod { return b.Clients[0] }},
+	} {
+		t.Run(link.name, func(t *testing.T) {
+			b := newTestbed(t, netlab.ClusterOptions{}, of(kind))
+			b.RemoteBackend.EchoOn(8080)
+			var far []netip.AddrPort
+			for _, f := range netlab.Families {
+				far = append(far, b.RemoteBackend.AddrPort(f, 8080))
+			}
+			b.publish(testService{name: "far", number: 15, port: 80, backends: far})
+			pod := link.learns(b)
+			told := pod.Capture(netlab.PodDevice, netlab.CaptureOptions{Match: func(f *netlab.Frame) bool { return f.Direction == netlab.In && tooBig(f.Data) != nil }})
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			for _, f := range netlab.Families { // the neighbours, before it gets narrow
+				if _, err := b.Clients[0].Exchange(ctx, "tcp", netip.AddrPortFrom(netlab.ClusterIP(f, 15), 80), 100); err != nil {
+					t.Fatal(err)
+				}
+			}
+			link.shrink(b)
+			if kind == KindNative && link.way != nil {
+				b.knowsMTU(link.way(b), small)
+			}
+			for _, f := range netlab.Families {
+				vip := netip.AddrPortFrom(netlab.ClusterIP(f, 15), 80)
+				if _, err := b.Clients[0].Exchange(ctx, "tcp", vip, 64<<10); err != nil {
+					t.Errorf("%s: %v", f, err)
+				}
+				sent := vip.Addr() // what the quoted packet was sent to
+				if pod == b.RemoteBackend {
+					sent = b.Clients[0].IP(f)
+				}
+				frames, err := told.Drain()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(frames) == 0 {
+					t.Errorf("%s: nobody was told", f)
+				}
+				for i := range frames {
+					if err := netlab.VerifyChecksums(&frames[i]); err != nil {
+						t.Errorf("%s: %v", f, err)
+					}
+					if quoted := tooBig(frames[i].Data); quoted.NetworkFlow().Src().String() != pod.IP(f).String() || quoted.NetworkFlow().Dst().String() != sent.String() {
+						t.Errorf("%s: the error speaks of a packet %s, want one of %s to %s", f, quoted.NetworkFlow(), pod.IP(f), sent)
+					}
+				}
+			}
+			s := b.settle()
+			if link.name == "beyond" && s.Reason(ErrorDirect)+s.Reason(ErrorReturn) < 2 {
+				t.Error("no ICMP error was translated")
+			}
+			if kind == KindNative && link.name != "beyond" && s.Reason(TooBig) < 2 {
+				t.Error("nobody was told by the fast path")
+			}
+		})
 	}
-	b.publish(testService{name: "far", number: 15, port: 80, backends: far})
-	for _, n := range []*netlab.Namespace{b.Node, b.Remote} {
-		n.MTU(netlab.UplinkDevice, 1280)
-	}
-	defer b.Node.MTU(netlab.UplinkDevice, 1500)
-	time.Sleep(50 * time.Millisecond)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
+}
+
+// routeMTU says of a router's way to a pod that it takes no more.
+func routeMTU(t testing.TB, n *netlab.Namespace, pod *netlab.Pod, mtu int) {
+	t.Helper()
 	for _, f := range netlab.Families {
-		if _, err := b.Clients[0].Exchange(ctx, "tcp", netip.AddrPortFrom(netlab.ClusterIP(f, 15), 80), 64<<10); err != nil {
-			t.Errorf("%s: %v", f, err)
+		bits := pod.IP(f).BitLen()
+		dst := &net.IPNet{IP: pod.IP(f).AsSlice(), Mask: net.CIDRMask(bits, bits)}
+		family := netlink.FAMILY_V4
+		if f == netlab.IPv6 {
+			family = netlink.FAMILY_V6
+		}
+		routes, err := n.Handle().RouteListFiltered(family, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
+		if err != nil || len(routes) != 1 {
+			t.Fatalf("route to %s: %v, %v", pod.IP(f), routes, err)
+		}
+		was, is := routes[0], routes[0]
+		is.MTU = mtu
+		if err := n.Handle().RouteReplace(&is); err != nil {
+			t.Fatalf("route to %s: %v", pod.IP(f), err)
+		}
+		t.Cleanup(func() { n.Handle().RouteReplace(&was) })
+	}
+}
+
+// knowsMTU waits until the fast path knows how little its way to a pod takes.
+func (b *testbed) knowsMTU(pod *netlab.Pod, mtu int) {
+	b.t.Helper()
+	for _, f := range netlab.Families {
+		deadline := time.Now().Add(10 * time.Second)
+		for a := b.d.egress.resolve(pod.IP(f).As16()); a.port == nil || a.mtu != mtu; a = b.d.egress.resolve(pod.IP(f).As16()) {
+			if time.Sleep(time.Millisecond); time.Now().After(deadline) {
+				b.t.Fatalf("the dataplane does not learn the MTU towards %s", pod.IP(f))
+			}
 		}
 	}
-	// Of a steered port's way the MTU is known before the neighbour is.
-	if s := b.settle(); s.Reason(ErrorDirect)+s.Reason(ErrorReturn) == 0 && (kind == KindNative || s.Reason(TooBig) == 0) {
-		t.Error("no ICMP error was translated")
+}
+
+// tooBig is the packet that a frame of "fragmentation needed" or "packet too big" quotes,
+// nil if it is none.
+func tooBig(frame []byte) gopacket.NetworkLayer {
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.NoCopy)
+	decode := func(b []byte, first gopacket.LayerType) gopacket.NetworkLayer {
+		return gopacket.NewPacket(b, first, gopacket.NoCopy).NetworkLayer()
 	}
+	if l, ok := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok && l.TypeCode == layers.CreateICMPv4TypeCode(3, 4) {
+		return decode(l.Payload, layers.LayerTypeIPv4)
+	}
+	if l, ok := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok && l.TypeCode.Type() == layers.ICMPv6TypePacketTooBig && len(l.Payload) > 4 {
+		return decode(l.Payload[4:], layers.LayerTypeIPv6)
+	}
+	return nil
 }
 
 // TestPortUnreachable: the backend has nobody on its port, and the client learns it

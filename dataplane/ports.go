@@ -35,6 +35,7 @@ type portSet struct {
 	all     []*port // the return port first
 	bySlot  [maxPorts]*port
 	byIndex map[int]*port // by ifindex, without the return port
+	routed  *port         // the return port, for replies that it sent out and gets back
 }
 
 // newPortSet makes a set of ports that have their slots.
@@ -44,7 +45,9 @@ func newPortSet(all []*port) *portSet {
 		s.bySlot[p.slot] = p
 		if !p.returns {
 			s.byIndex[p.ifindex] = p
+			continue
 		}
+		s.routed = &port{slot: p.slot, name: p.name, ifindex: p.ifindex, driver: p.driver, mtu: p.mtu, returns: true, routed: true}
 	}
 	return s
 }
@@ -59,7 +62,10 @@ func (s *portSet) cameBy(socket *port, frame []byte) *port {
 	if !marked {
 		return socket // from the node, by a route
 	}
-	if slot >= maxPorts {
+	switch {
+	case slot == xdpprog.RoutedSlot:
+		return s.routed
+	case slot >= maxPorts:
 		return nil
 	}
 	return s.bySlot[slot]

@@ -44,6 +44,7 @@ type port struct {
 	hw      atomic.Uint64
 	returns bool // it is the return port
 	named   bool // by the configuration, and not by a pattern
+	routed  bool // and stands for the replies that come back to it (portSet)
 	steered bool // its frames come and go by the return port: it has no queues
 	partial bool // its peer can send partial checksums: veth, tap
 	asked   PortKind
@@ -168,7 +169,7 @@ func (b *tokenBucket) take(now uint64) bool {
 func newWorker(d *Dataplane, id int) *worker {
 	w := &worker{id: id, d: d, touched: make([]*port, 0, maxPorts), resolve: d.egress.resolve}
 	w.rng.Seed(rand.Uint64(), rand.Uint64())
-	w.fragments = newFragments(w.random(), d.cfg.Mode)
+	w.fragments = newFragments(w.random(), d.cfg.FragmentWait)
 	none := []*queue{}
 	w.given.Store(&none)
 	w.has.Store(&none)

@@ -40,17 +40,19 @@ func (f *Piece) Atomic() bool { return f.Offset == 0 && !f.More }
 //     L4 and Proto those of the transport header;
 //   - of a later fragment p is as it was, for there are no ports in it.
 //
-// BadTCPFlags leaves f and p complete too. On every other answer f is zero and p as it
-// was. The whole transport header is to be in the first fragment, and no later
+// BadTCPFlags leaves f and p complete too. On every other answer p is as it was, and f
+// says at least which datagram and which part of it it is, unless that is BadFragment:
+// then it is zero. The whole transport header is to be in the first fragment, and no later
 // one may overwrite it (RFC 1858, RFC 3128, RFC 7112). Whether fragments overlap, and
 // whether they make a datagram, is not for one fragment to say.
 func (f *Piece) Parse(frame []byte, p *Packet) Reason {
 	*f = Piece{}
 	found := *p
 	reason := f.parse(frame, &found)
-	if reason == OK || reason == BadTCPFlags {
+	switch reason {
+	case OK, BadTCPFlags:
 		*p = found
-	} else {
+	case BadFragment:
 		*f = Piece{}
 	}
 	return reason

@@ -221,7 +221,7 @@ func TestPieceRefuses(t *testing.T) {
 		if got != c.want {
 			t.Errorf("%s: Piece.Parse(%x) = %v, want %v", c.name, c.frame, got, c.want)
 		}
-		if got != OK && got != BadTCPFlags && (f != (Piece{}) || p != left) {
+		if got != OK && got != BadTCPFlags && p != left || (got == BadFragment) != (f == (Piece{})) {
 			t.Errorf("%s: refused, but left %+v %+v", c.name, f, p)
 		}
 		if !bytes.Equal(c.frame, before) {
@@ -400,7 +400,7 @@ func FuzzFragments(f *testing.F) {
 		left := p
 		var f Piece
 		if r := f.Parse(frame, &p); r != OK && r != BadTCPFlags {
-			if p != left || f != (Piece{}) || !bytes.Equal(frame, before) {
+			if p != left || (r == BadFragment) != (f == (Piece{})) || !bytes.Equal(frame, before) {
 				t.Fatalf("refused as %v, but left %+v %+v", r, p, f)
 			}
 			return

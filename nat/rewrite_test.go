@@ -446,3 +446,28 @@ func fuzzRewrite(f *testing.F, check func([]byte, *Packet, Endpoints) error) {
 func FuzzTranslate(f *testing.F) { fuzzRewrite(f, checkTranslate) }
 
 func FuzzUntranslate(f *testing.F) { fuzzRewrite(f, checkUntranslate) }
+
+// IncrementTTL undoes DecrementTTL at every TTL, whatever the checksum, which 2^16
+// identifications give.
+func TestIncrementTTL(t *testing.T) {
+	for _, s := range []spec{{}, {options: []byte{1, 1, 1, 1}}, {ipv6: true}} {
+		for id := range 1 << 16 {
+			s.ttl = uint8(2 + id%254)
+			frame := build(t, s)
+			if !s.ipv6 {
+				binary.BigEndian.PutUint16(frame[18:], uint16(id))
+				fixHeader(frame[etherLen:])
+			} else if id > 255 {
+				break
+			}
+			want := bytes.Clone(frame)
+			var p Packet
+			if p.Parse(frame) != OK || !p.DecrementTTL(frame) {
+				t.Fatal("no frame")
+			}
+			if p.IncrementTTL(frame); p.TTL != s.ttl || !bytes.Equal(frame, want) {
+				t.Fatalf("TTL %d\n got %x\nwant %x", p.TTL, frame, want)
+			}
+		}
+	}
+}

@@ -83,9 +83,9 @@ var fragmentCases = []struct {
 	{"last, padded", packet{proto: udp, l4: block[:1], padding: 20, edit: frag4(16)}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
 
 	{"first, a UDP length of all of them", packet{src: known4, proto: udp, payload: 56, edit: both(frag4(moreFragments), put16(24, 4000))}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
-	{"first, UDP length 7", packet{src: known4, proto: udp, payload: 56, edit: both(frag4(moreFragments), put16(24, 7))}, ReasonBadLength, ReasonBadLength, ReasonBadLength},
-	{"first, half a TCP header", packet{proto: tcp, l4: block[:16], edit: frag4(moreFragments)}, ReasonBadLength, ReasonBadLength, ReasonBadLength},
-	{"first, TCP header ends in the second", packet{payload: 4, edit: both(frag4(moreFragments), put8(20+12, 7<<4))}, ReasonBadLength, ReasonBadLength, ReasonBadLength},
+	{"first, UDP length 7", packet{src: known4, proto: udp, payload: 56, edit: both(frag4(moreFragments), put16(24, 7))}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
+	{"first, half a TCP header", packet{proto: tcp, l4: block[:16], edit: frag4(moreFragments)}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
+	{"first, TCP header ends in the second", packet{payload: 4, edit: both(frag4(moreFragments), put8(20+12, 7<<4))}, ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
 	{"first, not whole 8 bytes", packet{src: known4, proto: udp, payload: 57, edit: frag4(moreFragments)}, ReasonBadLength, ReasonBadLength, ReasonBadLength},
 	{"later, not whole 8 bytes", packet{proto: udp, l4: block[:63], edit: frag4(moreFragments | 16)}, ReasonBadLength, ReasonBadLength, ReasonBadLength},
 	{"first, empty", packet{proto: udp, l4: []byte{}, edit: frag4(moreFragments)}, ReasonBadLength, ReasonBadLength, ReasonBadLength},

@@ -19,13 +19,18 @@ const ReturnPort PortFlags = 1 << 0
 
 // MarkedSlot reads the source address of a frame that the return port received: one of
 // the tc programs' gives the slot that it came in by, the return port's own if the node
-// itself has sent it. Nothing else on that device has such an address.
+// itself has sent it, and RoutedSlot if the daemon had. Nothing else on that device has
+// such an address.
 func MarkedSlot(source [6]byte) (slot int, ok bool) {
 	if source[0] != 0x02 || source[1] != 's' || source[2] != 'l' || source[3] != 'o' {
 		return 0, false
 	}
 	return int(source[4])<<8 | int(source[5]), true
 }
+
+// RoutedSlot is what MarkedSlot reads of a reply that went out of the return port
+// untranslated, and that the kernel has routed.
+const RoutedSlot = 0xffff
 
 // Port is an entry of the port map, struct port in bpf/classifier.h.
 type Port struct {

@@ -329,7 +329,11 @@ func (r *rig) egressOf(t testing.TB, frame []byte, ifindex int) outcome {
 func (r *rig) egressFrom(t testing.TB, frame []byte, ifindex, ingress int) outcome {
 	t.Helper()
 	before := r.counters(t)
-	got := r.tcx(t, r.egress, frame, &skbContext{Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)}, returnSlot)
+	slot := returnSlot
+	if ingress == r.outer {
+		slot = RoutedSlot
+	}
+	got := r.tcx(t, r.egress, frame, &skbContext{Ifindex: uint32(ifindex), IngressIfindex: uint32(ingress)}, slot)
 	got.Slot, got.Reason = counted(t, before, r.counters(t), func(p *PortCounters) *Counters { return &p.Egress })
 	return got
 }

@@ -67,7 +67,7 @@ func TestSCTP(t *testing.T) {
 		{"first fragment, INIT", of(client4, frontend4, init).with(func(p *packet) { p.edit = frag4(moreFragments) }), ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
 		{"first fragment, DATA", of(client4, frontend4, data).with(func(p *packet) { p.edit = frag4(moreFragments) }), ReasonKernelSCTP, ReasonFragmentForward, ReasonNotOurs},
 		{"first fragment, known", of(known4, frontend4, data).with(func(p *packet) { p.edit = frag4(moreFragments) }), ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
-		{"first fragment, no chunk", short(8).with(func(p *packet) { p.edit = frag4(moreFragments) }), ReasonBadLength, ReasonBadLength, ReasonBadLength},
+		{"first fragment, no chunk", short(8).with(func(p *packet) { p.edit = frag4(moreFragments) }), ReasonFragmentForward, ReasonFragmentForward, ReasonNotOurs},
 		{"later fragment", packet{src: backend6, dst: known6, proto: sctpProto, l4: block, extensions: []extension{frag6(64, true)}}, ReasonFragmentReply, ReasonFragmentReply, ReasonFragmentReply},
 		{"error about forward", errorAbout(t, of(known4, backend4, data), 3, 28), ReasonICMPErrorReply, ReasonICMPErrorReply, ReasonICMPErrorReply},
 		{"error about reply over IPv6", errorAbout(t, of(frontend6, known6, data), 2, 48), ReasonICMPErrorForward, ReasonICMPErrorForward, ReasonICMPErrorForward},

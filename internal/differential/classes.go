@@ -2,38 +2,13 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
-	"strings"
+
+	"github.com/sluice-net/sluice/dataplane"
 )
-
-// features says by name what Sluice does.
-type features map[string]bool
-
-// featureTable is what the difference depends on: a feature that is off is generated in vectors only, where a class of the
-// same name explains what comes of it, and the random part leaves it alone.
-var featureTable = []struct {
-	name   string
-	on     bool
-	reason string
-}{
-	{"fragments", false, "fragments go to the kernel, which knows nothing of Sluice's flows"},
-	{"icmp", false, "ICMP errors go to the kernel, which knows nothing of Sluice's flows"},
-	{"sctp", false, "SCTP goes to the kernel"},
-	{"oversize", false, "what does not fit the way out leaves translated by the return port, so that the kernel's answer quotes it so"},
-	{"hairpin", false, "a pod that is its own backend is left to the kernel, whose rules are not there in mode alone"},
-}
-
-func defaultFeatures() features {
-	f := features{}
-	for _, t := range featureTable {
-		f[t.name] = t.on
-	}
-	return f
-}
 
 // outcome is a step and what became of it on both sides.
 type outcome struct {
@@ -73,19 +48,53 @@ var classes = []class{
 			return o.strays == o.soleKernel(o.untranslated()) && len(o.sluice) == 1 && o.sluice[0].at == o.at && isUnreachable(o.sluice[0].data)
 		}},
 	{"given_to_kernel",
-		"what Sluice does not understand exactly (options and extension headers for a router to act on, lengths that differ) it gives to the " +
-			"kernel. In mode alone that has no rules; in front it has them, but has not seen the connection: replies leave untranslated or are " +
-			"dropped, and so do segments whose opening it did see",
+		"what Sluice does not understand exactly (an authentication header, which covers the addresses; more than eight extension headers; TCP whose " +
+			"first fragment does not hold its header; IPv4-mapped addresses) it gives to the kernel. In mode alone that has no rules; in front it has them, but has not seen the " +
+			"connection: replies leave untranslated or are dropped, and so do segments whose opening it did see",
 		func(o *outcome) bool {
 			return len(o.kernel) == 1 && o.kernel[0].at == o.goes && (len(o.sluice) == 0 || len(o.sluice) == 1 && o.keptAddresses(o.sluice[0]) && o.sluice[0].at == o.strays)
 		}},
-	{"one_hop_more",
-		"a reply with options that the kernel mends takes the way through the kernel first, and loses a hop there too",
+	{"incomplete_datagram",
+		"connection tracking keeps fragments back until it has them all, and throws away what it never gets or what overlaps. Sluice sends on what follows " +
+			"the first one, each fragment right in every byte, and leaves the rest to the receiver",
 		func(o *outcome) bool {
-			if len(o.kernel) != 1 || len(o.sluice) != 1 || !o.isReply() {
+			if len(o.kernel) > 0 || len(o.sluice) == 0 {
 				return false
 			}
-			return o.kernel[0].at == o.soleSluice(forwarded(o.kernel[0].data, 1))
+			left := o.pieces()
+			for _, out := range o.sluice {
+				n := slices.IndexFunc(left, func(f []byte) bool { return bytes.Equal(f[12:], out.data[12:]) })
+				if n < 0 || out.at != o.goes {
+					return false
+				}
+				left = slices.Delete(left, n, n+1)
+			}
+			return true
+		}},
+	{"headless_fragment",
+		"connection tracking lets a first fragment of IPv6 without its whole transport header out untranslated (RFC 8200 section 4.5), and keeps the others " +
+			"back. Sluice gives all of them to the kernel, which in mode alone tracks nothing",
+		func(o *outcome) bool {
+			var sent []output
+			for _, f := range o.frames {
+				if g := forwarded(f.data, o.straysFar); g != nil {
+					sent = append(sent, output{at: o.strays, data: g})
+				}
+			}
+			return o.mode == dataplane.ModeAlone && len(o.kernel) == 1 && o.kernel[0].at == o.strays && len(sent) == len(o.frames) &&
+				bytes.Equal(o.kernel[0].data[12:], sent[0].data[12:]) && len(o.sluice) == 1 && o.strays == o.soleSluice(join(sent)[0].data)
+		}},
+	{"sctp_repaired",
+		"when the kernel changes the ports of an SCTP packet it computes the checksum anew, and so makes a wrong one right, if it was told not to judge " +
+			"checksums. Sluice leaves it as wrong",
+		func(o *outcome) bool {
+			return !o.strict && o.goes == o.soleKernel(o.mended()) && o.goes == o.soleSluice(o.translated())
+		}},
+	{"broken_error",
+		"an ICMP error with a wrong checksum is not translated (RFC 5508 REQ-3), and goes on as it is. The kernel does the same, but drops it if it was " +
+			"told not to judge checksums",
+		func(o *outcome) bool {
+			return !o.strict && len(o.kernel) == 0 && o.strays == o.soleSluice(o.untranslated())
 		}},
 	{"node_answers",
 		"the errors which Sluice, or the kernel in mode alone, answers to a client come from the node's address. Where the kernel translates, they " +
@@ -94,18 +103,6 @@ var classes = []class{
 			return len(o.kernel) == 1 && len(o.sluice) == 1 && o.kernel[0].at == o.at && o.sluice[0].at == o.at &&
 				(o.frames[0].partial || bytes.Equal(anonymous(o.kernel[0].data), anonymous(o.sluice[0].data))) &&
 				isError(o.kernel[0].data) && isError(o.sluice[0].data)
-		}},
-	{"unfinished_given_to_kernel",
-		"to be mended: a frame with an unfinished checksum that Sluice does not understand goes to the kernel as if it were finished, and its " +
-			"checksum is wrong from then on",
-		func(o *outcome) bool {
-			if !o.frames[0].partial || len(o.kernel) != 1 || len(o.sluice) != 1 || o.kernel[0].at != o.sluice[0].at {
-				return false
-			}
-			k, x := slices.Clone(o.kernel[0].data), slices.Clone(o.sluice[0].data)
-			finish(k)
-			finish(x)
-			return bytes.Equal(k, o.kernel[0].data) && bytes.Equal(k, x)
 		}},
 	{"vlan",
 		"this kernel cannot judge VLANs: it has no 8021q, and drops what is tagged with a VLAN",
@@ -173,16 +170,6 @@ func isError(f []byte) bool {
 	return ok
 }
 
-// notYet makes a class of each feature that is still to come: whatever becomes of a frame that needs it.
-func notYet(on features) (cs []class) {
-	for _, f := range featureTable {
-		if !on[f.name] {
-			cs = append(cs, class{f.name + "_not_yet", f.reason, func(*outcome) bool { return true }})
-		}
-	}
-	return cs
-}
-
 // explained is the name of the class that an outcome is of, "" if of none that it may be of.
 func explained(o *outcome, all []class) string {
 	for _, c := range all {
@@ -218,6 +205,18 @@ func (o *outcome) translated() []byte {
 	return rewritten(f, to, o.hops)
 }
 
+// pieces are the right translations of the step's fragments, one by one.
+func (o *outcome) pieces() (fs [][]byte) {
+	for _, f := range o.frames {
+		for _, g := range [][]byte{rewritten(f.data, o.to, o.hops), moved(f.data, o.to, o.hops)} {
+			if p, ok := parse(f.data); ok && p.part && g != nil {
+				fs = append(fs, g)
+			}
+		}
+	}
+	return fs
+}
+
 // nowhere is no place.
 const nowhere = place(-1)
 
@@ -242,21 +241,14 @@ func isUnreachable(f []byte) bool {
 	return p.proto == protoICMP && kind == 3 && code == 3 || p.proto == protoICMPv6 && kind == 1 && code == 4
 }
 
-// explain prints both lists and the features.
-func explain(w io.Writer, on features) {
+// explain prints both lists.
+func explain(w io.Writer) {
 	fmt.Fprintln(w, "Fields that are not compared:")
 	for _, f := range ignored {
 		fmt.Fprintf(w, "\n  %s\n      where: %s\n      why:   %s\n", f.name, f.where, f.reason)
 	}
 	fmt.Fprintln(w, "\nClasses of frames of which Sluice makes something else than the kernel:")
-	for _, c := range append(append(slices.Clone(classes), fragmentsGivenUp), notYet(on)...) {
+	for _, c := range append(slices.Clone(classes), fragmentsGivenUp) {
 		fmt.Fprintf(w, "\n  %s\n      %s\n", c.name, c.reason)
 	}
-	var yes []string
-	for _, f := range featureTable {
-		if on[f.name] {
-			yes = append(yes, f.name)
-		}
-	}
-	fmt.Fprintf(w, "\nFeatures that are on: %s\n", cmp.Or(strings.Join(yes, ", "), "none"))
 }

@@ -26,6 +26,9 @@ var ignored = []ignoredField{
 			"(RFC 6864): zero with DF. What is forwarded keeps its own, which is compared"},
 	{"the time in an IPv4 timestamp option, and the header checksum for its part", "packets with that option",
 		"it is the millisecond at which a node has had the packet"},
+	{"how a datagram is cut into fragments, and the number of those of IPv6", "fragments that make a datagram",
+		"connection tracking joins them, and the kernel cuts the datagram again. What the receiver joins of them is compared. Fragments that make " +
+			"none are compared as they are"},
 	{"an unfinished transport checksum", "frames that a device was to finish",
 		"whether a frame that was sent unfinished arrives finished is a matter of offloads. It is compared as if finished"},
 }
@@ -97,6 +100,13 @@ func sortOutputs(o []output) {
 	})
 }
 
+func familyOf(a netip.Addr) netlab.Family {
+	if a.Is4() {
+		return netlab.IPv4
+	}
+	return netlab.IPv6
+}
+
 // client is the end that a frame, or the packet that it quotes, belongs to.
 type clientKey struct {
 	addr netip.Addr
@@ -113,7 +123,12 @@ func (x *side) belongs(f []byte) (clientKey, bool) {
 		p = q
 	}
 	if !p.ports {
-		return clientKey{}, false
+		// A fragment's number is the client's port: the kernel keeps it in IPv4, and Sluice in both.
+		x, ok := pieceOf(0, f)
+		if !ok {
+			return clientKey{}, false
+		}
+		p.sport, p.dport = uint16(x.key.id), uint16(x.key.id)
 	}
 	for c := client0; c <= client1; c++ {
 		switch a := x.ip[c]; {
@@ -122,6 +137,14 @@ func (x *side) belongs(f []byte) (clientKey, bool) {
 		case p.dst == a[netlab.IPv4] || p.dst == a[netlab.IPv6]:
 			return clientKey{p.dst, p.dport}, true
 		}
+	}
+	// A hairpin's client is a backend, and its backend sees the node.
+	b := x.ip[backend0]
+	switch {
+	case p.sport >= vectorPorts:
+		return clientKey{b[familyOf(p.src)], p.sport}, true
+	case p.dport >= vectorPorts:
+		return clientKey{b[familyOf(p.dst)], p.dport}, true
 	}
 	return clientKey{}, false
 }

@@ -21,8 +21,9 @@
 //	vectors*.go   the table of bad, odd and hostile frames, by name
 //	side.go       one cluster with what translates in it
 //	run.go        one step of many flows at a time through both sides, until both have said all
+//	join.go       fragments, as their receiver has them
 //	compare.go    what is compared, and what the fields are that are not
-//	classes.go    differences that are meant, and features that are still to come
+//	classes.go    differences that are meant
 //	report.go     a difference as a person wants to read it, made small
 //
 // Frames are matched by content: a step of a flow has a client port of its own, and a round of markers after each batch

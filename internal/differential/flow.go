@@ -89,17 +89,12 @@ const (
 )
 
 // newConversation decides all that is decided before the first step.
-func newConversation(x *side, seed, number uint64, on features) *conversation {
+func newConversation(x *side, seed, number uint64) *conversation {
 	r := rand.New(rand.NewPCG(seed, number))
 	c := &conversation{seed: seed, number: number, x: x}
 	c.family = netlab.Families[r.IntN(2)]
 	c.from = place(r.IntN(2))
-	for {
-		c.m = &mappings[r.IntN(len(mappings))]
-		if c.m.proto != protoSCTP {
-			break
-		}
-	}
+	c.m = &mappings[r.IntN(len(mappings))]
 	// Numbers that are close have different ports, so that those of one run share none.
 	port := uint16(1 + number*40507%flowPorts)
 	c.client = netip.AddrPortFrom(x.ip[c.from][c.family], port)
@@ -107,8 +102,10 @@ func newConversation(x *side, seed, number uint64, on features) *conversation {
 	switch c.m.proto {
 	case protoTCP:
 		c.tcpMoves(r)
+	case protoSCTP:
+		c.sctpMoves(r)
 	default:
-		c.udpMoves(r, on)
+		c.udpMoves(r)
 	}
 	return c
 }
@@ -131,20 +128,76 @@ func protoName(p byte) string {
 	return fmt.Sprintf("protocol %d", p)
 }
 
-func (c *conversation) udpMoves(r *rand.Rand, on features) {
+func (c *conversation) udpMoves(r *rand.Rand) {
 	c.moves = append(c.moves, move{"data", theClient})
 	for range 3 + r.IntN(14) {
 		kind := "data"
 		switch n := r.IntN(100); {
 		case n < 3:
 			kind = "bad checksum"
-		case n < 13 && on["fragments"]:
+		case n < 13:
 			kind = "fragments"
-		case n < 18 && on["icmp"]:
+		case n < 18:
 			kind = "icmp error"
 		}
 		c.moves = append(c.moves, move{kind, r.IntN(2)})
 	}
+}
+
+func (c *conversation) sctpMoves(r *rand.Rand) {
+	c.moves = append(c.moves, move{"init", theClient}, move{"init ack", theBackend}, move{"cookie echo", theClient}, move{"cookie ack", theBackend})
+	for range 2 + r.IntN(8) {
+		kind := "data"
+		switch n := r.IntN(100); {
+		case n < 15:
+			kind = "bad checksum"
+		case n < 30:
+			kind = "heartbeat"
+		}
+		c.moves = append(c.moves, move{kind, r.IntN(2)})
+	}
+}
+
+// sctpPacket is the packet of a move: one chunk, or two of data. The tag is the other end's.
+func (c *conversation) sctpPacket(m move, sport, dport uint16, room int, r *rand.Rand) []byte {
+	tag := [2]uint32{uint32(c.number)*2 + 1, uint32(c.number)*2 + 2}
+	to := tag[1-m.end]
+	chunk := func(kind byte, body []byte) []byte {
+		b := binary.BigEndian.AppendUint16([]byte{kind, 0}, uint16(4+len(body)))
+		b = append(b, body...)
+		return append(b, make([]byte, -len(b)&3)...)
+	}
+	opening := func(body ...byte) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, tag[m.end]), append([]byte{0, 0, 0x80, 0, 0, 1, 0, 1, 0, 0, 0, 1}, body...)...)
+	}
+	room -= 12
+	var chunks []byte
+	switch m.kind {
+	case "init":
+		to = 0
+		chunks = chunk(1, opening())
+	case "init ack":
+		chunks = chunk(2, opening(0, 7, 0, 8, 1, 2, 3, 4))
+	case "cookie echo":
+		chunks = chunk(10, []byte{1, 2, 3, 4})
+	case "cookie ack":
+		chunks = chunk(11, nil)
+	case "heartbeat":
+		chunks = chunk(4, append([]byte{0, 1, 0, 12}, randomBytes(r, 8)...))
+	default:
+		for range 1 + r.IntN(2) {
+			data := randomBytes(r, 1+randomSize(r, min(1400, room/2-32)))
+			chunks = append(chunks, chunk(0, append(make([]byte, 12), data...))...)
+		}
+	}
+	s := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, sport), dport)
+	s = append(binary.BigEndian.AppendUint32(s, to), 0, 0, 0, 0)
+	s = append(s, chunks...)
+	copy(s[8:], sctpSum(s))
+	if m.kind == "bad checksum" {
+		s[8+r.IntN(4)] ^= byte(1 + r.IntN(255))
+	}
+	return s
 }
 
 func (c *conversation) tcpMoves(r *rand.Rand) {
@@ -248,16 +301,22 @@ func (c *conversation) play(m move, r *rand.Rand) step {
 		if end == theClient && (m.kind == "fin" || m.kind == "rst") || end == theBackend {
 			s.allow = append(s.allow, "kernel_calls_invalid")
 		}
+	case protoSCTP:
+		p.segment, p.sum = c.sctpPacket(m, src.Port(), dst.Port(), room, r), sumAsIs
+		s.allow = append(s.allow, "sctp_repaired")
 	case protoUDP:
 		if m.kind == "fragments" {
 			room = 8 + 200 + r.IntN(6000)
+			if r.IntN(10) == 0 {
+				room = 50000
+			}
 		}
 		p.segment = udp(src.Port(), dst.Port(), randomBytes(r, randomSize(r, room-8)))
 		if !p.v6() && r.IntN(6) == 0 {
 			p.sum = sumZero
 		}
 	}
-	if m.kind == "bad checksum" {
+	if m.kind == "bad checksum" && p.sum != sumAsIs {
 		p.sum = sumWrong
 	} else if p.sum == sumComplete && r.IntN(2) == 0 {
 		p.sum = sumPartial
@@ -265,7 +324,7 @@ func (c *conversation) play(m move, r *rand.Rand) step {
 	switch m.kind {
 	case "fragments":
 		p.sum = sumComplete
-		s.frames = fragments(p, r)
+		s.frames = fragments(p, uint32(c.client.Port()), r)
 		return s
 	case "icmp error":
 		p.sum = sumComplete
@@ -557,14 +616,13 @@ func randomBytes(r *rand.Rand, n int) []byte {
 }
 
 // fragments are those of a datagram, in any order.
-func fragments(p *packet, r *rand.Rand) (fs []injected) {
+func fragments(p *packet, id uint32, r *rand.Rand) (fs []injected) {
 	whole := p.clone()
-	whole.frag &^= 1 << 14
+	whole.frag = 0 // who joins them forgets the reserved bit
 	whole.options, whole.exts = nil, nil
-	id := r.Uint32()
 	segment := slices.Clone(p.segment)
 	p.seal(segment)
-	size := (64 + r.IntN(1400)) &^ 7
+	size := max(64+r.IntN(1380), len(segment)/40+8) &^ 7 // more pieces than 64 are nobody's
 	for at := 0; at < len(segment); at += size {
 		f := whole.clone()
 		f.sum = sumAsIs
@@ -577,7 +635,7 @@ func fragments(p *packet, r *rand.Rand) (fs []injected) {
 			offset := uint16(at) | more
 			f.exts = []extension{{44, []byte{0, byte(offset >> 8), byte(offset), byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)}}}
 		} else {
-			f.frag |= more<<13 | uint16(at/8)
+			f.id, f.frag = uint16(id), more<<13|uint16(at/8)
 		}
 		fs = append(fs, injected{data: f.bytes()})
 	}

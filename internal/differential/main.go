@@ -21,15 +21,14 @@ import (
 
 // options are the flags.
 type options struct {
-	frames   int
-	seed     uint64
-	vectors  string
-	setting  string
-	flow     int64
-	steps    string
-	features string
-	kind     string
-	most     int
+	frames  int
+	seed    uint64
+	vectors string
+	setting string
+	flow    int64
+	steps   string
+	kind    string
+	most    int
 }
 
 func main() {
@@ -40,18 +39,12 @@ func main() {
 	flag.StringVar(&o.setting, "setting", "all", "front/strict, front/liberal, alone/strict, alone/liberal, or all")
 	flag.Int64Var(&o.flow, "flow", -1, "play only this flow of the seed, alone, and no vectors")
 	flag.StringVar(&o.steps, "steps", "", "with -flow: send only these steps of it (1,2,5)")
-	flag.StringVar(&o.features, "features", "", "features to switch on (icmp) or off (-icmp) beside those that are, by comma")
 	flag.StringVar(&o.kind, "kind", "native", "kind of the node's ports: native or steered")
 	flag.IntVar(&o.most, "most", 5, "end a setting after so many differences")
 	list := flag.Bool("explain", false, "print what is not compared and what is explained, and why")
 	flag.Parse()
 	if *list {
-		on, err := o.wanted()
-		if err == nil {
-			explain(os.Stdout, on)
-		} else {
-			fmt.Fprintln(os.Stderr, err)
-		}
+		explain(os.Stdout)
 		return
 	}
 	if err := run(o, os.Stdout); err != nil {
@@ -65,10 +58,6 @@ var errDifferent = errors.New("the kernel and Sluice differ")
 
 // run is the whole comparison.
 func run(o options, w io.Writer) error {
-	on, err := o.wanted()
-	if err != nil {
-		return err
-	}
 	if o.seed == 0 {
 		o.seed = rand.Uint64()>>1 | 1
 	}
@@ -94,19 +83,19 @@ func run(o options, w io.Writer) error {
 			done <- err
 			return
 		}
-		done <- play(o, on, chosen, w)
+		done <- play(o, chosen, w)
 	}()
 	return <-done
 }
 
 // play runs the chosen settings, one after the other.
-func play(o options, on features, chosen []setting, w io.Writer) error {
+func play(o options, chosen []setting, w io.Writer) error {
 	var total tally
 	total.explained = map[string]int{}
 	vectors := map[string]bool{}
 	for i, s := range chosen {
 		start := time.Now()
-		t, sluice, err := phase(o, s, on, i, len(chosen), vectors)
+		t, sluice, err := phase(o, s, i, len(chosen), vectors)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s, err)
 		}
@@ -149,12 +138,12 @@ func pin() error {
 }
 
 // phase plays one setting's share.
-func phase(o options, s setting, on features, i, n int, vectors map[string]bool) (t *tally, translated uint64, err error) {
+func phase(o options, s setting, i, n int, vectors map[string]bool) (t *tally, translated uint64, err error) {
 	tb := &stand{}
 	defer func() { err = errors.Join(err, tb.clear()) }()
 	t = &tally{explained: map[string]int{}, most: o.most}
 	err = tb.run(func() error {
-		d, err := newDuel(tb, s, on)
+		d, err := newDuel(tb, s)
 		if err != nil {
 			return err
 		}
@@ -180,7 +169,7 @@ func phase(o options, s setting, on features, i, n int, vectors map[string]bool)
 // share is what one of n duels plays.
 func (d *duel) share(o options, i, n int, t *tally, vectors map[string]bool) error {
 	if o.flow >= 0 {
-		c := newConversation(d.kernel, o.seed, uint64(o.flow), d.on)
+		c := newConversation(d.kernel, o.seed, uint64(o.flow))
 		if o.steps != "" {
 			c.skip = func(i int) bool { return !slices.Contains(strings.Split(o.steps, ","), strconv.Itoa(i)) }
 		}
@@ -210,26 +199,10 @@ func (o options) again(j *judged) string {
 	if o.kind != "native" {
 		c += " -kind " + o.kind
 	}
-	if o.features != "" {
-		c += " -features " + o.features
-	}
 	if v, ok := j.script.(*vectorScript); ok {
 		return c + fmt.Sprintf(" -frames 0 -vectors %q", v.full())
 	}
 	return c + fmt.Sprintf(" -seed %d %s", o.seed, j.script.repro())
-}
-
-// wanted is the default features, changed.
-func (o options) wanted() (features, error) {
-	on := defaultFeatures()
-	for _, name := range strings.FieldsFunc(o.features, func(r rune) bool { return r == ',' }) {
-		name, off := strings.CutPrefix(name, "-")
-		if _, ok := on[name]; !ok {
-			return nil, fmt.Errorf("no feature %q", name)
-		}
-		on[name] = !off
-	}
-	return on, nil
 }
 
 func (t *tally) merge(u *tally) {

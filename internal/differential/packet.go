@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"hash/crc32"
 	"net"
 	"net/netip"
 	"slices"
@@ -327,10 +328,20 @@ func (p *parsed) quote(f []byte) (q parsed, ok bool) {
 	return q, false
 }
 
+// sctpSum is the CRC32c that an SCTP packet is to have.
+func sctpSum(packet []byte) []byte {
+	b := slices.Clone(packet)
+	clear(b[8:12])
+	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+}
+
 // finish writes the complete transport checksum into a frame that carries a partial one.
 func finish(f []byte) {
 	p, ok := parse(f)
 	at := checksumAt(p.proto)
+	if ok && !p.part && p.proto == protoSCTP && p.end-p.l4 >= 12 {
+		copy(f[p.l4+8:], sctpSum(f[p.l4:p.end]))
+	}
 	if !ok || p.fragment || at < 0 || p.end-p.l4 < at+2 {
 		return
 	}
@@ -345,6 +356,26 @@ func finish(f []byte) {
 
 // endpoints are what a translation gives a packet.
 type endpoints struct{ src, dst netip.AddrPort }
+
+// moved is rewritten for a fragment other than the first, which has but addresses.
+func moved(f []byte, to endpoints, hops byte) []byte {
+	p, ok := parse(f)
+	f = forwarded(f, hops)
+	if !ok || !p.fragment || f == nil {
+		return nil
+	}
+	if p.v6 {
+		copy(f[p.l3+8:], to.src.Addr().AsSlice())
+		copy(f[p.l3+24:], to.dst.Addr().AsSlice())
+		return f
+	}
+	header := f[p.l3:p.l4]
+	copy(header[12:], to.src.Addr().AsSlice())
+	copy(header[16:], to.dst.Addr().AsSlice())
+	binary.BigEndian.PutUint16(header[10:], 0)
+	binary.BigEndian.PutUint16(header[10:], ^fold(add(0, header)))
+	return f
+}
 
 // rewritten is a frame as a NAT that is right in every byte would send it on: with other endpoints and fewer hops to go.
 // Like parse it is plain and of its own. It is nil for what has no ports.
@@ -368,8 +399,22 @@ func rewritten(f []byte, to endpoints, hops byte) []byte {
 		binary.BigEndian.PutUint16(header[10:], 0)
 		binary.BigEndian.PutUint16(header[10:], ^fold(add(0, header)))
 	}
+	var wrong []byte // bits of the SCTP checksum
+	sctp := p.proto == protoSCTP && p.end-p.l4 >= 12 && !p.part
+	if sctp {
+		wrong = slices.Clone(f[p.l4+8 : p.l4+12])
+		for i, b := range sctpSum(f[p.l4:]) {
+			wrong[i] ^= b
+		}
+	}
 	binary.BigEndian.PutUint16(f[p.l4:], to.src.Port())
 	binary.BigEndian.PutUint16(f[p.l4+2:], to.dst.Port())
+	if sctp {
+		copy(f[p.l4+8:], sctpSum(f[p.l4:]))
+		for i, b := range wrong {
+			f[p.l4+8+i] ^= b
+		}
+	}
 	at := checksumAt(p.proto)
 	if at < 0 || p.end-p.l4 < at+2 {
 		return f

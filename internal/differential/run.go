@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-net/sluice/dataplane"
@@ -16,32 +17,27 @@ const (
 	// atOnce is how many flows take a step together, batchFrames how many frames that may be: a veth ring holds 256.
 	atOnce      = 48
 	batchFrames = 128
-	// arrival bounds the wait for markers, grace that for frames which are behind them.
-	arrival = 10 * time.Second
-	settle  = 2 * time.Millisecond
-	// lull is how long nothing more has come before what did not come counts: a frame
-	// that the scheduler held up must not be taken for one that was dropped.
-	lull  = 8 * time.Millisecond
-	grace = 300 * time.Millisecond
-	haste = 5 * time.Millisecond // for what is played again if it is not equal
+	// arrival bounds the wait for markers: the machine may be busy.
+	arrival = time.Minute
+	// waves is how many rounds of markers are sent behind what has not come out equal, each when the one before has come
+	// through. A frame that the kernel answers passes Sluice twice, and is behind the markers of two rounds at the most.
+	waves = 4
 )
 
 // duel is the two sides under one setting.
 type duel struct {
 	setting
-	on             features
-	classes        []class
 	kernel, sluice *side
 	round          uint32
-	loners         int // fragments that came out of Sluice in this batch, long after their own
-	givenUp        int // all of them
+	waiting        waiting // fragments that Sluice may still give up
+	lately         int     // those that it has given up in this batch
+	givenUp        int     // in all
 }
 
 // newDuel builds both sides.
-func newDuel(tb netlab.TB, s setting, on features) (*duel, error) {
-	d := &duel{setting: s, on: on}
-	d.classes = append(append(d.classes, classes...), notYet(on)...)
-	d.kernel, d.sluice = newSide(tb, "kernel", s, on), newSide(tb, "sluice", s, on)
+func newDuel(tb netlab.TB, s setting) (*duel, error) {
+	d := &duel{setting: s, waiting: waiting{}}
+	d.kernel, d.sluice = newSide(tb, "kernel", s), newSide(tb, "sluice", s)
 	d.kernel.translateInKernel()
 	if s.mode == dataplane.ModeFront {
 		d.sluice.translateInKernel() // as kube-proxy does behind it
@@ -51,7 +47,7 @@ func newDuel(tb netlab.TB, s setting, on features) (*duel, error) {
 	}
 	// Markers open their flows before the markers of the way back need them.
 	for range 2 {
-		if _, err := d.play(nil, grace, nil); err != nil {
+		if _, err := d.play(nil, 1, nil); err != nil {
 			return nil, errors.Join(fmt.Errorf("markers: %w", err), d.sluice.stop())
 		}
 	}
@@ -96,13 +92,15 @@ func (s strays) Error() string {
 	return "on the " + s.side + "'s side came out what nobody sent in this batch:\n" + s.frames
 }
 
-// play sends steps of different flows on both sides and judges what comes out. It waits no longer than patience for what
-// may be late. If the frames may be such that nobody can say whose they are, loose tells of them: they are compared for
-// themselves, or are the step's if it is the only one.
-func (d *duel) play(steps []pending, patience time.Duration, loose *looseEnds) ([]judged, error) {
+// play sends steps of different flows on both sides and judges what comes out. Behind them go markers on every way; when all
+// have come through, so has what was before them, and only what is not equal then is given more waves of them. If the frames
+// may be such that nobody can say whose they are, loose tells of them: they are compared for themselves, or are the step's
+// if it is the only one.
+func (d *duel) play(steps []pending, waves int, loose *looseEnds) ([]judged, error) {
 	all := make([]judged, len(steps))
 	for i, p := range steps {
 		all[i].outcome, all[i].script = outcome{setting: d.setting, step: p.step}, p.script
+		d.waiting.sent(&p.step)
 		for _, f := range p.frames {
 			a, b := d.kernel.send(p.at, f), d.sluice.send(p.at, f)
 			if (a == nil) != (b == nil) {
@@ -111,49 +109,47 @@ func (d *duel) play(steps []pending, patience time.Duration, loose *looseEnds) (
 			all[i].unsent = a
 		}
 	}
-	d.round++
-	defer func() { d.givenUp += d.loners }()
-	d.loners = 0
 	var arrived [2][]output
-	var marks [2]int
+	for wave := 1; ; wave++ {
+		if err := d.markers(&arrived); err != nil {
+			return nil, err
+		}
+		end, err := d.judge(steps, all, arrived, loose)
+		if err == nil && (end == allEqual || end == allSilent && wave > 1) || wave >= waves {
+			d.givenUp += d.lately
+			return all, err
+		}
+	}
+}
+
+// markers sends a round of them, and gathers what comes until they all have.
+func (d *duel) markers(arrived *[2][]output) error {
+	d.round++
 	sides := [2]*side{d.kernel, d.sluice}
 	for _, x := range sides {
 		if err := x.mark(d.round); err != nil {
-			return nil, err
+			return err
 		}
-	}
-	gather := func() error {
-		for i, x := range sides {
-			outs, n, err := x.gather(d.round)
-			if err != nil {
-				return err
-			}
-			arrived[i], marks[i] = append(arrived[i], outs...), marks[i]+n
-		}
-		return nil
 	}
 	want := marksEach
 	if d.round == 1 {
 		want = marksOut // the ways back are not known yet
 	}
-	for start := time.Now(); marks[0] < want || marks[1] < want; time.Sleep(100 * time.Microsecond) {
-		if err := gather(); err != nil {
-			return nil, err
+	var marks [2]int
+	for start := time.Now(); ; time.Sleep(50 * time.Microsecond) {
+		for i, x := range sides {
+			outs, n, err := x.gather(d.round)
+			if err != nil {
+				return err
+			}
+			marks[i] += n
+			arrived[i] = append(arrived[i], outs...)
+		}
+		if marks[0] >= want && marks[1] >= want {
+			return nil
 		}
 		if time.Since(start) > arrival {
-			return nil, fmt.Errorf("after %v %d of %d markers had arrived on the kernel's side, %d on Sluice's", arrival, marks[0], want, marks[1])
-		}
-	}
-	wait := settle
-	for start := time.Now(); ; {
-		end, err := d.judge(steps, all, arrived, loose)
-		if end == allEqual && err == nil || end == allExplained && wait > lull || time.Since(start) > patience {
-			return all, err
-		}
-		time.Sleep(wait)
-		wait *= 2
-		if err := gather(); err != nil {
-			return nil, err
+			return fmt.Errorf("after %v %d of %d markers had arrived on the kernel's side, %d on Sluice's", arrival, marks[0], want, marks[1])
 		}
 	}
 }
@@ -162,8 +158,8 @@ func (d *duel) play(steps []pending, patience time.Duration, loose *looseEnds) (
 type ending uint8
 
 const (
-	someDiffer   ending = iota
-	allExplained        // or equal in that nothing came out where something should have: it may be late
+	someDiffer ending = iota // or are explained, or came out nowhere where they should have: they may be late
+	allSilent                // some came out nowhere on both sides
 	allEqual
 )
 
@@ -172,13 +168,7 @@ func (d *duel) judge(steps []pending, all []judged, arrived [2][]output, loose *
 	if loose != nil {
 		*loose = looseEnds{}
 	}
-	parts, loners := false, 0 // fragments are sent in this batch; came out although they are not
-	for _, s := range steps {
-		for _, f := range s.frames {
-			p, _ := parse(f.data)
-			parts = parts || p.part
-		}
-	}
+	d.lately = 0
 	byKey := map[clientKey]*judged{}
 	for i := range all {
 		j := &all[i]
@@ -186,15 +176,15 @@ func (d *duel) judge(steps []pending, all []judged, arrived [2][]output, loose *
 		byKey[steps[i].key] = j
 	}
 	for i, x := range []*side{d.kernel, d.sluice} {
-		for _, o := range arrived[i] {
+		for _, o := range join(arrived[i]) {
 			key, _ := x.belongs(o.data)
 			j := byKey[key]
-			if p, ok := parse(o.data); ok && p.part && x == d.sluice && !parts {
-				loners++
-				continue
-			}
 			if len(all) == 1 && loose != nil {
 				j = &all[0]
+			}
+			if j == nil && x == d.sluice && d.waiting.gaveUp(o) {
+				d.lately++
+				continue
 			}
 			if j == nil && loose != nil {
 				loose.outs[i] = append(loose.outs[i], o)
@@ -213,31 +203,30 @@ func (d *duel) judge(steps []pending, all []judged, arrived [2][]output, loose *
 			}
 		}
 	}
-	d.loners = loners
 	end = allEqual
 	for i := range all {
 		j := &all[i]
 		j.class, j.differ = "", false
+		if !equal(j.kernel, j.sluice) {
+			n := len(j.sluice)
+			j.sluice = slices.DeleteFunc(j.sluice, d.waiting.gaveUp)
+			d.lately += n - len(j.sluice)
+		}
 		if equal(j.kernel, j.sluice) {
-			if j.valid && len(j.kernel) == 0 {
-				end = min(end, allExplained)
+			if len(j.kernel) == 0 {
+				end = min(end, allSilent)
+				if j.valid {
+					end = someDiffer
+				}
 			}
 			continue
 		}
-		end = min(end, allExplained)
-		if j.class = explained(&j.outcome, d.classes); j.class == "" {
-			j.differ, end = true, someDiffer
-		}
+		end = someDiffer
+		j.class = explained(&j.outcome, classes)
+		j.differ = j.class == ""
 	}
 	if loose != nil && !equal(loose.outs[0], loose.outs[1]) {
 		loose.differ, end = true, someDiffer
-		for i := range all {
-			if len(steps[i].frames) > 1 { // one of those whose fragments they are
-				j := &all[i]
-				j.kernel, j.sluice = append(j.kernel, loose.outs[0]...), append(j.sluice, loose.outs[1]...)
-				j.differ = true
-			}
-		}
 	}
 	return end, err
 }
@@ -254,18 +243,21 @@ type looseEnds struct {
 var markWord = []byte("marker")
 
 const (
-	marksOut  = 2*3 + 2   // of both clients, to each backend and outside
-	marksEach = 2*3*2 + 2 // and back
+	marksOut  = 2*3*2 + 2   // of both clients, to each backend with and without an option, and outside
+	marksEach = 2*3*2*2 + 2 // and back
 
-	marksTranslated = 2 * 3 * 2
+	marksTranslated = 2 * 3 * 2 * 2
 )
+
+// routerAlert has a marker take the longest way, by way of the node's kernel.
+var routerAlert = []byte{148, 4, 0, 0}
 
 // mark sends a round of markers.
 func (x *side) mark(round uint32) error {
 	payload := binary.BigEndian.AppendUint32(bytes.Clone(markWord), round)
-	say := func(at place, src, dst netip.AddrPort) error {
+	say := func(at place, src, dst netip.AddrPort, options []byte) error {
 		p := packet{dstMAC: x.hostMAC[at], srcMAC: x.mac[at], src: src.Addr(), dst: dst.Addr(), ttl: 64, proto: protoUDP,
-			segment: udp(src.Port(), dst.Port(), payload)}
+			options: options, segment: udp(src.Port(), dst.Port(), payload)}
 		return x.send(at, injected{data: p.bytes()})
 	}
 	for c := client0; c <= client1; c++ {
@@ -275,15 +267,17 @@ func (x *side) mark(round uint32) error {
 			if m.proto != protoUDP {
 				continue
 			}
-			err := say(c, client, m.frontend(netlab.IPv4))
-			if round > 1 {
-				err = errors.Join(err, say(m.backend, x.backend(m, netlab.IPv4), client))
-			}
-			if err != nil {
-				return err
+			for _, options := range [][]byte{nil, routerAlert} {
+				err := say(c, client, m.frontend(netlab.IPv4), options)
+				if round > 1 {
+					err = errors.Join(err, say(m.backend, x.backend(m, netlab.IPv4), client, options))
+				}
+				if err != nil {
+					return err
+				}
 			}
 		}
-		if err := say(c, client, netip.AddrPortFrom(x.ip[outside][netlab.IPv4], markerPort)); err != nil {
+		if err := say(c, client, netip.AddrPortFrom(x.ip[outside][netlab.IPv4], markerPort), nil); err != nil {
 			return err
 		}
 	}
@@ -325,7 +319,7 @@ func (d *duel) random(seed uint64, first uint64, frames int, t *tally) error {
 	number := first
 	for frames > 0 || len(active) > 0 {
 		for frames > 0 && len(active) < atOnce {
-			active = append(active, newConversation(d.kernel, seed, number, d.on))
+			active = append(active, newConversation(d.kernel, seed, number))
 			number++
 			t.flows++
 		}
@@ -346,11 +340,7 @@ func (d *duel) random(seed uint64, first uint64, frames int, t *tally) error {
 			frames -= len(s.frames)
 		}
 		active = live
-		var loose *looseEnds
-		if d.on["fragments"] {
-			loose = new(looseEnds)
-		}
-		ends, err := d.play(batch, grace, loose)
+		ends, err := d.play(batch, waves, nil)
 		if err != nil {
 			return err
 		}
@@ -373,7 +363,7 @@ func (d *duel) one(s script, t *tally) error {
 			return nil
 		}
 		var loose looseEnds
-		ends, err := d.play([]pending{{step: st, script: s}}, grace, &loose)
+		ends, err := d.play([]pending{{step: st, script: s}}, waves, &loose)
 		if err != nil {
 			return err
 		}
@@ -406,7 +396,7 @@ func (d *duel) vectors(numbers []int, t *tally) error {
 				}
 			}
 			var loose looseEnds
-			ends, err := d.play(batch, haste, &loose)
+			ends, err := d.play(batch, waves, &loose)
 			if err != nil {
 				return err
 			}

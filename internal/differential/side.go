@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sluice-net/sluice/dataplane"
 	"github.com/sluice-net/sluice/internal/netlab"
 	"github.com/sluice-net/sluice/service"
@@ -41,12 +43,11 @@ const jumboMTU = 3498
 
 // mapping is one ServicePort, with one backend: the choice is the same on both sides.
 type mapping struct {
-	number    int // of the ClusterIP
-	proto     byte
-	port      uint16
-	backend   place
-	target    uint16
-	kernelToo bool // Sluice has no such Service yet, only the kernel
+	number  int // of the ClusterIP
+	proto   byte
+	port    uint16
+	backend place
+	target  uint16
 }
 
 // mappings: with and without a change of port, on this node and beyond it.
@@ -57,8 +58,8 @@ var mappings = []mapping{
 	{number: 2, proto: protoUDP, port: 8080, backend: backend1, target: 8080},
 	{number: 3, proto: protoTCP, port: 443, backend: remote, target: 6443},
 	{number: 3, proto: protoUDP, port: 4433, backend: remote, target: 6443},
-	{number: 1, proto: protoSCTP, port: 132, backend: backend0, target: 1320, kernelToo: true},
-	{number: 3, proto: protoSCTP, port: 132, backend: remote, target: 1320, kernelToo: true},
+	{number: 1, proto: protoSCTP, port: 132, backend: backend0, target: 1320},
+	{number: 3, proto: protoSCTP, port: 132, backend: remote, target: 1320},
 }
 
 // hops is how many routers stand between a client and the backend.
@@ -78,7 +79,6 @@ type side struct {
 	hostMAC  [places]net.HardwareAddr // of the node's end: where a pod sends to
 	mac      [places]net.HardwareAddr
 	ip       [places]map[netlab.Family]netip.Addr
-	on       features
 	d        *dataplane.Dataplane // nil: the kernel translates
 	end      func() error         // ends the packet loop
 	stats    dataplane.Stats      // as of then
@@ -103,9 +103,9 @@ var settings = []setting{
 }
 
 // newSide builds a cluster whose pods are wires without a mind of their own.
-func newSide(tb netlab.TB, name string, s setting, on features) *side {
+func newSide(tb netlab.TB, name string, s setting) *side {
 	c := netlab.New(tb).Cluster(netlab.ClusterOptions{Clients: 2, Backends: 2, Outside: true})
-	x := &side{name: name, c: c, on: on}
+	x := &side{name: name, c: c}
 	pods := [places]*netlab.Pod{c.Clients[0], c.Clients[1], c.Backends[0], c.Backends[1], c.RemoteBackend}
 	pods[client1].Node.MTU(pods[client1].HostDevice, jumboMTU)
 	pods[client1].MTU(netlab.PodDevice, jumboMTU)
@@ -131,6 +131,10 @@ func newSide(tb netlab.TB, name string, s setting, on features) *side {
 		for _, f := range netlab.Families {
 			pod.Node.Neighbour(pod.HostDevice, pod.IP(f).String(), x.mac[p])
 		}
+		// Masquerading prefers an address of the device that it leaves by, Sluice knows but one of the node.
+		if pod.Node == c.Node {
+			readdress(tb, pod.Node, pod.HostDevice, unix.AF_INET, netlab.NodeAddr(netlab.IPv4, 1).String()+"/32")
+		}
 		x.wire(tb, place(p), pod.Namespace)
 	}
 	x.hostMAC[outside], x.mac[outside] = c.Node.MAC(netlab.OutsideDevice), c.Outside.MAC(netlab.PodDevice)
@@ -148,22 +152,29 @@ func newSide(tb netlab.TB, name string, s setting, on features) *side {
 // wire takes a namespace's addresses away and opens its two ends for us.
 func (x *side) wire(tb netlab.TB, p place, n *netlab.Namespace) {
 	n.Sysctl("net.ipv6.conf."+netlab.PodDevice+".disable_ipv6", "1")
-	h := n.Handle()
-	link, err := h.LinkByName(netlab.PodDevice)
-	if err != nil {
-		tb.Fatalf("finding %s's device: %v", p, err)
-	}
-	addrs, err := h.AddrList(link, 0)
-	if err != nil {
-		tb.Fatalf("listing %s's addresses: %v", p, err)
-	}
-	for i := range addrs {
-		if err := h.AddrDel(link, &addrs[i]); err != nil {
-			tb.Fatalf("removing an address of %s: %v", p, err)
-		}
-	}
+	readdress(tb, n, netlab.PodDevice, unix.AF_UNSPEC)
 	x.inject[p] = n.Inject(netlab.PodDevice)
 	x.captures[p] = n.Capture(netlab.PodDevice, netlab.CaptureOptions{Match: relevant})
+}
+
+// readdress gives a device other addresses of a family.
+func readdress(tb netlab.TB, n *netlab.Namespace, dev string, family int, cidrs ...string) {
+	link, err := n.Handle().LinkByName(dev)
+	if err != nil {
+		tb.Fatalf("finding %s: %v", dev, err)
+	}
+	had, err := n.Handle().AddrList(link, family)
+	if err != nil {
+		tb.Fatalf("listing addresses of %s: %v", dev, err)
+	}
+	for _, cidr := range cidrs {
+		n.Addr(dev, cidr)
+	}
+	for i := range had {
+		if err := n.Handle().AddrDel(link, &had[i]); err != nil {
+			tb.Fatalf("taking an address from %s: %v", dev, err)
+		}
+	}
 }
 
 // relevant leaves out what was sent from here, and what the nodes say to all by themselves: neighbour and listener discovery.
@@ -196,7 +207,9 @@ func (x *side) backend(m *mapping, f netlab.Family) netip.AddrPort {
 func (x *side) translateInSluice(tb netlab.TB, mode dataplane.Mode, kind dataplane.PortKind) error {
 	cfg := dataplane.Config{
 		Mode: mode, Workers: 1, FlowCapacity: 1 << 17,
-		HeartbeatStale: 10 * time.Second, // a busy machine must not look like a hanging daemon
+		// A busy machine must not look like a hanging daemon, nor the first fragment like one that never comes.
+		HeartbeatStale: 10 * time.Second,
+		FragmentWait:   5 * time.Second,
 		Ports:          []dataplane.PortConfig{{Name: netlab.UplinkDevice, Kind: kind}},
 	}
 	for _, p := range slices.Concat(x.c.Clients, x.c.Backends) {
@@ -254,7 +267,7 @@ func (x *side) manifests() string {
 		var ports, targets strings.Builder
 		var at place
 		for _, m := range mappings {
-			if m.number == number && (!m.kernelToo || x.on["sctp"]) {
+			if m.number == number {
 				w := words[m.proto]
 				fmt.Fprintf(&ports, "  - {name: %s, protocol: %s, port: %d, targetPort: %d}\n", strings.ToLower(w), w, m.port, m.target)
 				fmt.Fprintf(&targets, "- {name: %s, protocol: %s, port: %d}\n", strings.ToLower(w), w, m.target)

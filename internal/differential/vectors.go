@@ -19,6 +19,7 @@ type vector struct {
 	proto        byte // of the flow
 	reply        bool // the backend sends it, and always on an established flow
 	far          bool // the backend is on the other node
+	hairpin      bool // the backend is the client
 	from         place
 	by           place    // who sends it in place of its end; client0 is nobody
 	allow        []string // classes that may explain a difference
@@ -36,12 +37,13 @@ type maker struct {
 	x                         *side
 	m                         *mapping
 	client, frontend, backend netip.AddrPort
-	known                     bool // the flow is established
+	source                    netip.AddrPort // what the backend sees of the client: the node, if it is a hairpin
+	known                     bool           // the flow is established
 }
 
 // sender is the place that sends it.
 func (m *maker) sender() place {
-	if m.reply {
+	if m.reply || m.hairpin {
 		return m.m.backend
 	}
 	return m.from
@@ -50,7 +52,7 @@ func (m *maker) sender() place {
 // ends are the addresses of its direction.
 func (m *maker) ends() (src, dst netip.AddrPort) {
 	if m.reply {
-		return m.backend, m.client
+		return m.backend, m.source
 	}
 	return m.client, m.frontend
 }
@@ -90,7 +92,7 @@ func (m *maker) id() uint32 { return uint32(m.client.Port()) }
 // packet is an empty packet of the flow's protocol between two addresses.
 func (m *maker) packet(src, dst netip.Addr) *packet {
 	return &packet{dstMAC: m.x.hostMAC[m.sender()], srcMAC: m.x.mac[m.sender()], src: src, dst: dst,
-		ttl: 64, id: 0x4d4d, proto: m.proto}
+		ttl: 64, id: uint16(m.id()), proto: m.proto}
 }
 
 // bytesUpTo is a payload that shows where it was cut.
@@ -120,6 +122,11 @@ func newVectorScript(x *side, v *vector, number int) *vectorScript {
 	}
 	m.client = netip.AddrPortFrom(x.ip[v.from][v.family], uint16(vectorPorts+number))
 	m.frontend, m.backend = m.m.frontend(v.family), x.backend(m.m, v.family)
+	m.source = m.client
+	if v.hairpin {
+		m.client = netip.AddrPortFrom(m.backend.Addr(), m.client.Port())
+		m.source = netip.AddrPortFrom(netlab.NodeAddr(v.family, 1), m.client.Port())
+	}
 	s.m = m
 
 	if !v.reply {
@@ -149,8 +156,11 @@ func (s *vectorScript) step(what string) step {
 	st := step{what: what, at: m.sender(), hops: m.m.hops()}
 	if m.reply {
 		st.to, st.goes, st.strays, st.straysFar = endpoints{m.frontend, m.client}, m.from, m.from, m.m.hops()
+		if m.hairpin {
+			st.goes, st.strays = m.m.backend, nowhere
+		}
 	} else {
-		st.to, st.goes, st.strays, st.straysFar = endpoints{m.client, m.backend}, m.m.backend, outside, 1
+		st.to, st.goes, st.strays, st.straysFar = endpoints{m.source, m.backend}, m.m.backend, outside, 1
 	}
 	return st
 }
@@ -221,6 +231,7 @@ func allow(classes ...string) option {
 }
 func reply(v *vector)       { v.reply = true }
 func far(v *vector)         { v.far = true }
+func hairpin(v *vector)     { v.hairpin = true }
 func jumbo(v *vector)       { v.from = client1 }
 func generated(v *vector)   { v.generated = true }
 func sentBy(p place) option { return func(v *vector) { v.by = p } }
@@ -264,7 +275,7 @@ var allVectors = sync.OnceValue(func() []*vector {
 	}{
 		{"ipv4", ipv4Vectors}, {"ipv4 options", optionVectors}, {"addresses", addressVectors}, {"fragments", fragmentVectors},
 		{"tcp", tcpVectors}, {"udp", udpVectors}, {"icmp", icmpVectors}, {"ipv6", ipv6Vectors}, {"ethernet", etherVectors},
-		{"other protocols", protocolVectors}, {"size", sizeVectors}, {"offload", offloadVectors}, {"truncation", truncationVectors},
+		{"other protocols", protocolVectors}, {"size", sizeVectors}, {"offload", offloadVectors}, {"hairpin", hairpinVectors}, {"truncation", truncationVectors},
 	} {
 		t.group = g.name
 		g.add(t)

@@ -53,7 +53,7 @@ func ipv4Vectors(t *table) {
 		}
 	}
 	t.edit("TTL 255", v4, protoUDP, func(_ *maker, p *packet) { p.ttl = 255 })
-	t.both("TTL that ends at the next router", protoUDP, func(_ *maker, p *packet) { p.ttl = 2 }, far, allow("icmp_not_yet"))
+	t.both("TTL that ends at the next router", protoUDP, func(_ *maker, p *packet) { p.ttl = 2 }, far, allow())
 	t.edit("the reserved bit", v4, protoUDP, func(_ *maker, p *packet) { p.frag = 0x8000 })
 	t.edit("identification zero without DF", v4, protoUDP, func(_ *maker, p *packet) { p.id = 0 })
 	t.edit("identification with DF", v4, protoUDP, func(_ *maker, p *packet) { p.frag = 0x4000 })
@@ -61,8 +61,6 @@ func ipv4Vectors(t *table) {
 }
 
 func optionVectors(t *table) {
-	// A reply that the fast path leaves to the kernel is left to one that does not know the flow.
-	acts := []option{allow("given_to_kernel", "one_hop_more", "node_answers")}
 	for _, o := range []struct {
 		name  string
 		bytes []byte
@@ -93,9 +91,9 @@ func optionVectors(t *table) {
 		{"unknown, forty bytes", append([]byte{158, 40}, make([]byte, 38)...)},
 	} {
 		change := func(_ *maker, p *packet) { p.options = o.bytes }
-		t.edit(o.name, v4, protoUDP, change, acts...)
-		t.edit(o.name, v4, protoTCP, change, acts...)
-		t.edit(o.name+", in a reply", v4, protoUDP, change, append(slices.Clone(acts), reply)...)
+		t.edit(o.name, v4, protoUDP, change)
+		t.edit(o.name, v4, protoTCP, change)
+		t.edit(o.name+", in a reply", v4, protoUDP, change, reply)
 	}
 }
 
@@ -190,7 +188,7 @@ func addressVectors(t *table) {
 }
 
 func fragmentVectors(t *table) {
-	notYet := allow("fragments_not_yet")
+	partly := allow("incomplete_datagram")
 	for _, f := range netlab.Families {
 		for _, proto := range []byte{protoUDP, protoTCP} {
 			cut := func(title string, sizes []int, order []int, os ...option) {
@@ -210,17 +208,17 @@ func fragmentVectors(t *table) {
 						out = append(out, fs[i])
 					}
 					return out
-				}, append(os, notYet)...)
+				}, os...)
 			}
 			cut("two in order", []int{104}, []int{0, 1})
 			cut("two in reverse", []int{104}, []int{1, 0})
 			cut("three, the last one first", []int{64, 128}, []int{2, 0, 1})
-			cut("first alone", []int{104}, []int{0})
+			cut("first alone", []int{104}, []int{0}, partly)
 			cut("last alone", []int{104}, []int{1})
 			cut("middle alone", []int{64, 128}, []int{1})
 			cut("one twice", []int{104}, []int{0, 0, 1})
-			cut("tiny first: eight bytes", []int{8}, []int{0, 1})
-			cut("many", []int{16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192}, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})
+			cut("tiny first: eight bytes", []int{8}, []int{0, 1}, allow("given_to_kernel", "headless_fragment"))
+			cut("many", []int{16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192}, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, allow("given_to_kernel", "headless_fragment"))
 			cut("two of a reply, in order", []int{104}, []int{0, 1}, reply)
 			cut("two of a reply, in reverse", []int{104}, []int{1, 0}, reply)
 		}
@@ -231,26 +229,26 @@ func fragmentVectors(t *table) {
 			p.seal(q.segment)
 			late := fragmentOf(q, q.segment[16:40], 16, false, m.id())
 			return []injected{fs[0], late}
-		}, notYet)
+		}, partly)
 		t.add("past 65535", f, protoUDP, func(m *maker) []injected {
 			p := m.good()
 			return []injected{fragmentOf(p, bytesUpTo(40), 65528, false, m.id())}
-		}, notYet)
+		})
 		t.add("a length that is not a multiple of eight", f, protoUDP, func(m *maker) []injected {
 			p := m.good()
 			return []injected{fragmentOf(p, bytesUpTo(13), 0, true, m.id())}
-		}, notYet)
+		})
 	}
 	t.add("at offset one (RFC 3128)", v4, protoTCP, func(m *maker) []injected {
 		p := m.good()
 		return []injected{fragmentOf(p, bytesUpTo(16), 8, false, m.id())}
-	}, notYet)
+	})
 	for _, proto := range []byte{protoUDP, protoTCP} {
 		atomic := func(m *maker, p *packet) {
 			p.exts = append(p.exts, extension{44, []byte{0, 0, 0, 0, 0, 0, 99}})
 		}
-		t.edit("atomic", v6, proto, atomic, notYet)
-		t.edit("atomic, of a reply", v6, proto, atomic, notYet, reply)
+		t.edit("atomic", v6, proto, atomic)
+		t.edit("atomic, of a reply", v6, proto, atomic, reply)
 	}
 }
 
@@ -286,7 +284,7 @@ func fragmentOf(p *packet, data []byte, at int, more bool, id uint32) injected {
 }
 
 func ipv6Vectors(t *table) {
-	passes := allow("given_to_kernel")
+	passes := []option{allow("given_to_kernel")}
 	header := func(title string, os []option, es ...extension) {
 		for _, proto := range []byte{protoTCP, protoUDP} {
 			t.edit(title, v6, proto, func(_ *maker, p *packet) { p.exts = es }, os...)
@@ -298,31 +296,33 @@ func ipv6Vectors(t *table) {
 	routing := func(kind, left byte) extension {
 		return extension{43, append([]byte{2, kind, left}, make([]byte, 20)...)}
 	}
-	plain := []option{passes}
-	header("hop-by-hop with padding", plain, hop)
-	header("hop-by-hop with a router alert", plain, extension{0, []byte{0, 5, 2, 0, 0, 1, 0}})
-	header("hop-by-hop, unknown option, skip", plain, extension{0, []byte{0, 0x1e, 4, 1, 2, 3, 4}})
-	header("hop-by-hop, unknown option, drop", plain, extension{0, []byte{0, 0x5e, 4, 1, 2, 3, 4}})
-	header("hop-by-hop, unknown option, drop and tell", plain, extension{0, []byte{0, 0x9e, 4, 1, 2, 3, 4}})
-	header("hop-by-hop, unknown option, tell unless multicast", plain, extension{0, []byte{0, 0xde, 4, 1, 2, 3, 4}})
-	header("hop-by-hop, padding that is not zero", plain, extension{0, []byte{0, 1, 4, 1, 0, 0, 0}})
-	header("hop-by-hop, padding of eight", plain, extension{0, []byte{1, 1, 6, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0}})
-	header("hop-by-hop, option past its end", plain, extension{0, []byte{0, 0x1e, 9, 1, 2, 3, 4}})
-	header("hop-by-hop, longer than the packet", plain, extension{0, []byte{200, 1, 4, 0, 0, 0, 0}})
-	header("hop-by-hop twice", plain, hop, hop)
-	header("hop-by-hop behind another", plain, dest, hop)
-	header("jumbo payload option", plain, extension{0, []byte{0, 0xc2, 4, 0, 1, 0, 0}})
-	header("destination options", plain, dest)
-	header("destination options, home address", plain, extension{60, append([]byte{2, 1, 2, 0, 0, 201, 16}, make([]byte, 16)...)})
-	header("destination options, unknown option, drop and tell", plain, extension{60, []byte{0, 0x9e, 4, 1, 2, 3, 4}})
+	header("hop-by-hop with padding", nil, hop)
+	header("hop-by-hop with a router alert", nil, extension{0, []byte{0, 5, 2, 0, 0, 1, 0}})
+	header("hop-by-hop, unknown option, skip", nil, extension{0, []byte{0, 0x1e, 4, 1, 2, 3, 4}})
+	header("hop-by-hop, unknown option, drop", nil, extension{0, []byte{0, 0x5e, 4, 1, 2, 3, 4}})
+	header("hop-by-hop, unknown option, drop and tell", nil, extension{0, []byte{0, 0x9e, 4, 1, 2, 3, 4}})
+	header("hop-by-hop, unknown option, tell unless multicast", nil, extension{0, []byte{0, 0xde, 4, 1, 2, 3, 4}})
+	header("hop-by-hop, padding that is not zero", nil, extension{0, []byte{0, 1, 4, 1, 0, 0, 0}})
+	header("hop-by-hop, padding of eight", nil, extension{0, []byte{1, 1, 6, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0}})
+	header("hop-by-hop, option past its end", nil, extension{0, []byte{0, 0x1e, 9, 1, 2, 3, 4}})
+	header("hop-by-hop, longer than the packet", nil, extension{0, []byte{200, 1, 4, 0, 0, 0, 0}})
+	header("hop-by-hop twice", nil, hop, hop)
+	header("hop-by-hop behind another", nil, dest, hop)
+	header("jumbo payload option", nil, extension{0, []byte{0, 0xc2, 4, 0, 1, 0, 0}})
+	header("destination options", nil, dest)
+	header("destination options, home address", nil, extension{60, append([]byte{2, 1, 2, 0, 0, 201, 16}, make([]byte, 16)...)})
+	header("destination options, unknown option, drop and tell", nil, extension{60, []byte{0, 0x9e, 4, 1, 2, 3, 4}})
 	for _, kind := range []byte{0, 2, 3, 4, 253} {
-		header(fmt.Sprintf("routing header of type %d at its end", kind), plain, routing(kind, 0))
-		header(fmt.Sprintf("routing header of type %d that goes on", kind), plain, routing(kind, 1))
+		header(fmt.Sprintf("routing header of type %d at its end", kind), nil, routing(kind, 0))
+		header(fmt.Sprintf("routing header of type %d that goes on", kind), nil, routing(kind, 1))
 	}
-	for _, n := range []int{4, 5, 8, 9, 12} {
-		header(fmt.Sprintf("%d headers", n), plain, slices.Repeat([]extension{dest}, n)...)
+	for _, n := range []int{4, 5, 8} {
+		header(fmt.Sprintf("%d headers", n), nil, slices.Repeat([]extension{dest}, n)...)
 	}
-	header("authentication", plain, extension{51, append([]byte{4, 0, 0}, make([]byte, 20)...)})
+	for _, n := range []int{9, 12} {
+		header(fmt.Sprintf("%d headers", n), passes, slices.Repeat([]extension{dest}, n)...)
+	}
+	header("authentication", passes, extension{51, append([]byte{4, 0, 0}, make([]byte, 20)...)})
 	next := func(title string, n byte) {
 		t.raw(title, v6, protoUDP, set8(6, n))
 	}

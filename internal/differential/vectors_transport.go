@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"github.com/sluice-net/sluice/internal/netlab"
 )
@@ -89,9 +90,9 @@ func udpVectors(t *table) {
 	}
 	for _, n := range []uint16{0, 1, 7, 8, 20, 47, 49, 1000, 65535} { // 48 is right
 		length := func(_ *maker, p *packet) { binary.BigEndian.PutUint16(p.segment[4:], n) }
-		edit(fmt.Sprintf("length %d", n), length, allow("given_to_kernel"), invalid)
-		edit(fmt.Sprintf("length %d, without a checksum", n), func(m *maker, p *packet) { length(m, p); p.sum = sumZero }, allow("given_to_kernel"), invalid)
-		edit(fmt.Sprintf("length %d of a reply", n), length, reply, allow("given_to_kernel"), invalid)
+		edit(fmt.Sprintf("length %d", n), length, invalid)
+		edit(fmt.Sprintf("length %d, without a checksum", n), func(m *maker, p *packet) { length(m, p); p.sum = sumZero }, invalid)
+		edit(fmt.Sprintf("length %d of a reply", n), length, reply, invalid)
 	}
 	edit("without a checksum", func(_ *maker, p *packet) { p.sum = sumZero })
 	edit("without a checksum, of a reply", func(_ *maker, p *packet) { p.sum = sumZero }, reply)
@@ -133,10 +134,10 @@ func quoteOf(m *maker, n int) []byte {
 	q.known = true
 	p := q.good()
 	if m.reply {
-		p.dst = m.backend.Addr()
-		setPorts(p, m.client.Port(), m.backend.Port())
+		p.src, p.dst = m.source.Addr(), m.backend.Addr()
+		setPorts(p, m.source.Port(), m.backend.Port())
 	} else {
-		p.src = m.frontend.Addr()
+		p.src, p.dst = m.frontend.Addr(), m.client.Addr()
 		setPorts(p, m.frontend.Port(), m.client.Port())
 	}
 	p.ttl = 63
@@ -163,7 +164,6 @@ func icmpError(m *maker, type4, code4, type6, code6 byte, rest uint32, quote []b
 }
 
 func icmpVectors(t *table) {
-	notYet := allow("icmp_not_yet")
 	// What each end may say of the other's packets, over each protocol of the flow.
 	for _, e := range []struct {
 		name                       string
@@ -188,8 +188,8 @@ func icmpVectors(t *table) {
 				make := func(m *maker) []injected {
 					return []injected{{data: icmpError(m, e.type4, e.code4, e.type6, e.code6, e.rest, quoteOf(m, 1000)).bytes()}}
 				}
-				t.add(e.name+" from the backend", f, proto, make, notYet, reply)
-				t.add(e.name+" from the client", f, proto, make, notYet)
+				t.add(e.name+" from the backend", f, proto, make, reply)
+				t.add(e.name+" from the client", f, proto, make)
 			}
 		}
 	}
@@ -207,7 +207,7 @@ func icmpVectors(t *table) {
 				t.add("quoting "+title+by, f, protoUDP, func(m *maker) []injected {
 					q := change(m, quoteOf(m, 1000))
 					return []injected{{data: icmpError(m, 3, 3, 1, 4, 0, q).bytes()}}
-				}, append(append([]option{notYet}, o...), os...)...)
+				}, append(slices.Clone(o), os...)...)
 			}
 		}
 		for _, n := range []int{0, 4, 8, 12, ip - 1, ip, ip + 4, ip + 7, ip + 8} {
@@ -233,7 +233,7 @@ func icmpVectors(t *table) {
 			p := icmpError(m, 3, 3, 1, 4, 0, quoteOf(m, 1000))
 			p.sum = sumWrong
 			return []injected{{data: p.bytes()}}
-		}, notYet, reply)
+		}, allow("broken_error"), reply)
 		t.add("with extensions (RFC 4884)", f, protoUDP, func(m *maker) []injected {
 			q := append(quoteOf(m, 128), make([]byte, 128)...)[:128]
 			length := uint32(32) << 16 // in words
@@ -242,7 +242,7 @@ func icmpVectors(t *table) {
 			}
 			q = append(q, 0x20, 0, 0, 0, 0, 8, 1, 1, 0, 1, 0x11, 0)
 			return []injected{{data: icmpError(m, 11, 0, 3, 0, length, q).bytes()}}
-		}, notYet, reply)
+		}, reply)
 		echo := func(title string, type4, type6 byte, os ...option) {
 			t.add(title, f, protoUDP, func(m *maker) []injected {
 				return []injected{{data: icmpError(m, type4, 0, type6, 0, uint32(m.client.Port())<<16|1, bytesUpTo(56)).bytes()}}
@@ -258,17 +258,17 @@ func icmpVectors(t *table) {
 		q = append(append(append([]byte{}, q[:20]...), 1, 1, 1, 1), q[20:]...)
 		q[0] = 0x46
 		return []injected{{data: icmpError(m, 3, 3, 1, 4, 0, q).bytes()}}
-	}, notYet, reply)
+	}, reply)
 	t.add("quoting a later fragment", v4, protoUDP, func(m *maker) []injected {
 		q := quoteOf(m, 1000)
 		q[7] = 9
 		return []injected{{data: icmpError(m, 3, 3, 1, 4, 0, q).bytes()}}
-	}, notYet, reply)
+	}, reply)
 	t.add("quoting a header with a wrong checksum", v4, protoUDP, func(m *maker) []injected {
 		q := quoteOf(m, 1000)
 		q[10] ^= 0xff
 		return []injected{{data: icmpError(m, 3, 3, 1, 4, 0, q).bytes()}}
-	}, notYet, reply)
+	}, reply)
 	t.add("timestamp request to a ClusterIP", v4, protoUDP, func(m *maker) []injected {
 		return []injected{{data: icmpError(m, 13, 0, 1, 4, 0, bytesUpTo(12)).bytes()}}
 	})
@@ -295,16 +295,16 @@ func sctp(sport, dport uint16, known, reply bool) []byte {
 }
 
 func protocolVectors(t *table) {
-	notYet := allow("sctp_not_yet")
+	wrong := allow("kernel_calls_invalid", "sctp_repaired")
 	for _, f := range netlab.Families {
-		t.edit("INIT", f, protoSCTP, func(*maker, *packet) {}, notYet)
-		t.edit("answer to INIT", f, protoSCTP, func(*maker, *packet) {}, notYet, reply)
-		t.edit("wrong checksum", f, protoSCTP, func(_ *maker, p *packet) { p.segment[8] ^= 0xff }, notYet)
-		t.edit("checksum zero", f, protoSCTP, func(_ *maker, p *packet) { copy(p.segment[8:12], []byte{0, 0, 0, 0}) }, notYet)
-		t.edit("wrong checksum of a reply", f, protoSCTP, func(_ *maker, p *packet) { p.segment[8] ^= 0xff }, notYet, reply)
-		t.edit("common header only", f, protoSCTP, func(_ *maker, p *packet) { p.segment = p.segment[:12] }, notYet)
-		t.edit("cut inside the common header", f, protoSCTP, func(_ *maker, p *packet) { p.segment = p.segment[:9] }, notYet)
-		t.edit("chunk of length zero", f, protoSCTP, func(_ *maker, p *packet) { p.segment[14], p.segment[15] = 0, 0 }, notYet)
+		t.edit("INIT", f, protoSCTP, func(*maker, *packet) {})
+		t.edit("answer to INIT", f, protoSCTP, func(*maker, *packet) {}, reply)
+		t.edit("wrong checksum", f, protoSCTP, func(_ *maker, p *packet) { p.segment[8] ^= 0xff }, wrong)
+		t.edit("checksum zero", f, protoSCTP, func(_ *maker, p *packet) { copy(p.segment[8:12], []byte{0, 0, 0, 0}) }, allow("looks_unfinished"))
+		t.edit("wrong checksum of a reply", f, protoSCTP, func(_ *maker, p *packet) { p.segment[8] ^= 0xff }, wrong, reply)
+		t.edit("common header only", f, protoSCTP, func(_ *maker, p *packet) { p.segment = p.segment[:12] })
+		t.edit("cut inside the common header", f, protoSCTP, func(_ *maker, p *packet) { p.segment = p.segment[:9] })
+		t.edit("chunk of length zero", f, protoSCTP, func(_ *maker, p *packet) { p.segment[14], p.segment[15] = 0, 0 })
 		for _, p := range []struct {
 			name  string
 			proto byte
@@ -315,7 +315,7 @@ func protocolVectors(t *table) {
 }
 
 func sizeVectors(t *table) {
-	notYet := allow("oversize_not_yet")
+
 	for _, f := range netlab.Families {
 		for _, proto := range []byte{protoUDP, protoTCP} {
 			for _, n := range []int{1499, 1500, 1501, 1502, 1518, 2034, 2048, 3000, 3497, 3498} {
@@ -327,16 +327,12 @@ func sizeVectors(t *table) {
 					if df {
 						title += ", not to be fragmented"
 					}
-					var os []option
-					if n > 1500 {
-						os = append(os, notYet)
-					}
 					t.edit(title, f, proto, func(m *maker, p *packet) {
 						if df {
 							p.frag = 0x4000
 						}
 						grow(p, n)
-					}, append(os, jumbo)...)
+					}, jumbo)
 				}
 			}
 		}
@@ -383,6 +379,47 @@ func offloadVectors(t *table) {
 	})
 	t.edit("unfinished checksum that the kernel has to send on", v4, protoUDP, func(_ *maker, p *packet) {
 		p.sum, p.options = sumPartial, []byte{148, 4, 0, 0}
-	}, allow("given_to_kernel", "unfinished_given_to_kernel"))
+	})
 	t.edit("unfinished checksum of a full packet", v4, protoUDP, func(_ *maker, p *packet) { p.sum = sumPartial; grow(p, 1500) })
+}
+
+// hairpinVectors: a pod that is its own backend, which sees the node in its place.
+func hairpinVectors(t *table) {
+	for _, proto := range []byte{protoTCP, protoUDP, protoSCTP} {
+		t.both("to itself", proto, func(*maker, *packet) {}, hairpin)
+		t.both("from itself", proto, func(*maker, *packet) {}, hairpin, reply)
+		if proto == protoSCTP {
+			continue
+		}
+		t.both("unfinished checksum", proto, func(_ *maker, p *packet) { p.sum = sumPartial }, hairpin)
+		t.both("unfinished checksum of a reply", proto, func(_ *maker, p *packet) { p.sum = sumPartial }, hairpin, reply)
+		for _, f := range netlab.Families {
+			for _, o := range [][]option{{hairpin}, {hairpin, reply}} {
+				by := "of the client"
+				if len(o) > 1 {
+					by = "of the backend"
+				}
+				t.add("port unreachable "+by, f, proto, func(m *maker) []injected {
+					return []injected{{data: icmpError(m, 3, 3, 1, 4, 0, quoteOf(m, 1000)).bytes()}}
+				}, o...)
+				t.add("too big "+by, f, proto, func(m *maker) []injected {
+					return []injected{{data: icmpError(m, 3, 4, 2, 0, 1280, quoteOf(m, 1000)).bytes()}}
+				}, o...)
+				t.add("two fragments "+by, f, proto, func(m *maker) []injected {
+					p := m.good()
+					p.segment = append(p.segment, bytesUpTo(160)...)
+					if proto == protoUDP {
+						binary.BigEndian.PutUint16(p.segment[4:], uint16(len(p.segment)))
+					}
+					fs := cutAt(p, []int{104}, m.id())
+					return []injected{fs[1], fs[0]}
+				}, o...)
+			}
+		}
+	}
+	for _, ttl := range []byte{2, 255} {
+		t.both(fmt.Sprintf("TTL %d", ttl), protoUDP, func(_ *maker, p *packet) { p.ttl = ttl }, hairpin)
+	}
+	t.both("full packet", protoUDP, func(_ *maker, p *packet) { grow(p, 1500) }, hairpin)
+	t.both("full packet of a reply", protoUDP, func(_ *maker, p *packet) { grow(p, 1500) }, hairpin, reply)
 }

@@ -93,8 +93,10 @@ struct port {
 
 /*
  * What the tc programs send to the return port has a source address that says so, locally
- * administered: "slo" and the slot by which it came in, big endian. The daemon reads it back.
+ * administered: "slo" and the slot by which it came in, big endian. The daemon reads it back. The
+ * last one is no slot: the frame is a reply that the daemon had the kernel route first.
  */
+#define SLOT_ROUTED 0xffff
 #define MARK_0 0x02
 #define MARK_1 's'
 #define MARK_2 'l'
@@ -546,7 +548,8 @@ static __always_inline enum reason parse(struct tuple *t, void *data, void *end,
  * whether they have ports at all where IPv6 lets an extension header stand between.
  *
  * The whole L4 header has to be in the first: one that is cut there is nothing that honest senders
- * make (RFC 1858), and connection tracking is the one to judge it.
+ * make (RFC 1858), and connection tracking is the one to judge it. But the daemon has to see that it
+ * came, or the others would wait for it: it goes by its addresses too.
  */
 static __always_inline enum reason read_fragment(struct tuple *t, void *data, void *end)
 {
@@ -590,7 +593,13 @@ static __always_inline enum reason read_fragment(struct tuple *t, void *data, vo
 	if (!has_ports(proto))
 		return REASON_FRAGMENT;
 	t->proto = proto;
-	return parse_l4(t, pos, end, room, t->fragment & FRAGMENT_MORE);
+	reason = parse_l4(t, pos, end, room, t->fragment & FRAGMENT_MORE);
+	if (reason == REASON_BAD_LENGTH && t->fragment & FRAGMENT_MORE) {
+		t->kind = KIND_LATER;
+		t->ports = 0;
+		return UNDECIDED;
+	}
+	return reason;
 }
 
 /*

@@ -8,7 +8,7 @@
  *
  * Nothing loops. What AF_XDP transmits does not come by here. What the daemon has translated and
  * leaves to the kernel to route does, but is in no flow any more. What it gave back untranslated
- * is told by where it came from.
+ * is told by where it came from, and only a reply that the kernel had to route first goes back.
  *
  * All else goes on to the next program of the device.
  */
@@ -72,7 +72,8 @@ int sluice_egress(struct __sk_buff *skb)
 	reason = judge(skb);
 	/* The slot is the return port's: the frame is the node's own, whatever port it leaves by. */
 	if (reason < REASON_HELD)
-		verdict = to_daemon(skb, return_slot, &reason);
+		verdict = to_daemon(
+			skb, skb->ingress_ifindex == outer_ifindex ? SLOT_ROUTED : return_slot, &reason);
 	count(port->slot, HOOK_EGRESS, reason);
 	return verdict;
 }
