@@ -120,8 +120,12 @@ func (w *worker) recheck(p *nat.Packet, ref flowtable.Ref, s *service.Snapshot) 
 	return goesOn
 }
 
-// serves reports whether a flow may stay with its backend.
+// serves reports whether a flow may stay with its backend. One that is of no Service
+// (direct) may.
 func serves(s *service.Snapshot, f *flowtable.Flow) bool {
+	if f.Frontend == f.Backend && f.FrontendPort == f.BackendPort {
+		return true
+	}
 	sp := s.Lookup(&service.Frontend{Addr: f.Frontend, Port: f.FrontendPort, Proto: f.Proto})
 	return sp != nil && sp.Serving(&service.Backend{Addr: f.Backend, Port: f.BackendPort})
 }
@@ -139,6 +143,8 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 	sp := s.Lookup(&fe)
 	if (sp == nil || sp.Action == service.Pass) && !s.Serves(p.Dst) {
 		switch {
+		case w.beside(p):
+			return w.direct(i)
 		case w.statelessReply(i):
 		case w.d.cfg.Mode == ModeAlone && s.InRange(&p.Dst):
 			w.drop(i, Unallocated)
@@ -221,8 +227,17 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		Proto: p.Proto, Generation: s.Generation,
 		ForwardAdj: forward, ReplyAdj: e.adj.number(p.Src, w.resolve),
 	}
+	return w.begin(i, &f, sp.Selection == service.Consistent && sp.Affinity == 0)
+}
+
+// begin inserts the flow that frame i begins, with another source port if its own
+// collides at the backend; or it ends the frame, as flow says. consistent says that the
+// flow can go on without a record.
+func (w *worker) begin(i int, f *flowtable.Flow, consistent bool) (none flowtable.Ref) {
+	like := f.ClientPort
+	masqueraded := f.SourcePort != like
 	for range portTries {
-		ref, result := w.d.table.Insert(&f, w.tick)
+		ref, result := w.d.table.Insert(f, w.tick)
 		switch result {
 		case flowtable.Inserted, flowtable.Exists:
 			// Exists: another frame of the flow was first, and its
@@ -232,14 +247,14 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 			}
 			return ref
 		case flowtable.Full:
-			w.withoutRoom(i, &f, sp.Selection == service.Consistent && sp.Affinity == 0)
+			w.withoutRoom(i, f, consistent)
 			return none
 		case flowtable.OverCap:
 			w.giveBack(i, ClientOverCap)
 			return none
 		}
-		if sourcePort == p.SrcPort {
-			f.SourcePort = w.randomPort(p.SrcPort)
+		if !masqueraded {
+			f.SourcePort = w.randomPort(like)
 		} else {
 			f.SourcePort = w.nodePort()
 		}
@@ -256,6 +271,37 @@ func (w *worker) policed(i int) {
 		return
 	}
 	w.reject(i, PolicyRefused)
+}
+
+// beside reports whether a packet begins a connection with a backend itself from the
+// port of which a flow of the same client comes: then the replies of both would be the
+// same.
+func (w *worker) beside(p *nat.Packet) bool {
+	if !opens(p) {
+		return false
+	}
+	ref := w.d.table.Lookup(&flowtable.Tuple{Src: p.Dst, Dst: p.Src, SrcPort: p.DstPort, DstPort: p.SrcPort, Proto: p.Proto})
+	return ref.Record != 0 && ref.Direction == flowtable.Reply
+}
+
+// direct begins a flow for frame i, whose connection is of no Service but collides with
+// a flow: its backend is where it goes, and only its source port becomes another. So
+// does connection tracking with the later one of two (nf_nat_alloc_null_binding,
+// net/netfilter/nf_nat_core.c).
+func (w *worker) direct(i int) (none flowtable.Ref) {
+	p, e := &w.b.packets[i], w.d.egress
+	if !w.believes(i) {
+		w.drop(i, SpoofedSource)
+		return none
+	}
+	return w.begin(i, &flowtable.Flow{
+		Client: p.Src, ClientPort: p.SrcPort,
+		Frontend: p.Dst, FrontendPort: p.DstPort,
+		Backend: p.Dst, BackendPort: p.DstPort,
+		Source: p.Src, SourcePort: p.SrcPort,
+		Proto: p.Proto, Generation: w.snapshot.Generation,
+		ForwardAdj: e.adj.number(p.Dst, w.resolve), ReplyAdj: e.adj.number(p.Src, w.resolve),
+	}, false)
 }
 
 // randomPort is an unpredictable port of the same class as like: RFC 4787

@@ -130,8 +130,9 @@ func testHairpin(t *testing.T, kind PortKind) {
 	}
 }
 
-// TestCollisions: one client port to two ClusterIPs that share a backend. The
-// backend sees two ports, the client gets each answer from where it asked.
+// TestCollisions: one client port to two ClusterIPs that share a backend, and to the
+// backend itself, a thousand times. The backend sees three ports, the client gets each
+// answer from where it asked.
 func TestCollisions(t *testing.T) { eachKind(t, testCollisions) }
 
 func testCollisions(t *testing.T, kind PortKind) {
@@ -145,15 +146,16 @@ func testCollisions(t *testing.T, kind PortKind) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	client := b.Clients[0]
-	for i := range 100 {
+	const times = 250 // in each family and protocol
+	for i := range times {
 		for _, f := range netlab.Families {
 			for _, network := range []string{"tcp", "udp"} {
 				from := client.AddrPort(f, uint16(20000+i))
 				var conns []*stream
-				for _, number := range []int{13, 14} {
-					c, err := client.DialFrom(ctx, network, from, netip.AddrPortFrom(netlab.ClusterIP(f, number), 80))
+				for _, to := range []netip.AddrPort{netip.AddrPortFrom(netlab.ClusterIP(f, 13), 80), netip.AddrPortFrom(netlab.ClusterIP(f, 14), 80), b.Backends[0].AddrPort(f, 8080)} {
+					c, err := client.DialFrom(ctx, network, from, to)
 					if err != nil {
-						t.Fatalf("%s %s from port %d to service %d: %v", f, network, from.Port(), number, err)
+						t.Fatalf("%s %s from port %d to %s: %v", f, network, from.Port(), to, err)
 					}
 					conns = append(conns, &stream{Conn: c})
 				}
@@ -173,7 +175,7 @@ func testCollisions(t *testing.T, kind PortKind) {
 	for _, s := range []*netlab.EchoServer{tcp, udp} {
 		own, other := 0, 0
 		for _, p := range s.Peers() {
-			if p.Port() >= 20000 && p.Port() < 20100 {
+			if p.Port() >= 20000 && p.Port() < 20000+times {
 				own++
 			} else {
 				other++

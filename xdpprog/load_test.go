@@ -27,16 +27,16 @@ func TestVerifierBudget(t *testing.T) {
 		spec               Spec
 		xdp, steer, egress uint32
 	}{
-		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 7700, 7700, 7200},
-		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 7700, 7700, 7200},
-		{"alone", Spec{Mode: ModeAlone}, 7700, 7700, 7200},
-		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 7700, 7700, 7200},
-		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 17000, 17000, 16500},
-		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 10000, 10000, 9500},
-		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 20000, 19000},
-		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 19000},
-		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 19000},
-		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 19000},
+		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 8500, 8500, 8000},
+		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 8500, 8500, 8000},
+		{"alone", Spec{Mode: ModeAlone}, 8500, 8500, 8000},
+		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 8500, 8500, 8000},
+		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 18000, 18000, 17500},
+		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 11000, 11000, 10500},
+		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 20000, 20000},
+		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 20000},
+		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 20000},
+		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 20000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.spec.FlowBuckets, tt.spec.FlowRecords, tt.spec.OuterIfindex = 2, 2, 1

@@ -13,6 +13,7 @@ const (
 	ReasonReply                          // in the flow table, backend to client
 	ReasonNew                            // not in the flow table, to an address we serve, and ours to begin
 	ReasonOverflow                       // from a backend, while there are flows that found no room in the flow table
+	ReasonBeside                         // to a backend itself, from where a flow of its already comes
 	ReasonFragmentForward                // a fragment to an address we serve, or of a flow
 	ReasonFragmentReply                  // a fragment from a backend, or of a flow
 	ReasonICMPErrorForward               // an error about a flow's reply: it goes to the backend
@@ -55,6 +56,7 @@ var reasonNames = [NumReasons]string{
 	ReasonReply:            "reply",
 	ReasonNew:              "new",
 	ReasonOverflow:         "overflow",
+	ReasonBeside:           "beside",
 	ReasonFragmentForward:  "fragment_forward",
 	ReasonFragmentReply:    "fragment_reply",
 	ReasonICMPErrorForward: "icmp_error_forward",

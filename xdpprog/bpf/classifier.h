@@ -22,6 +22,7 @@ enum reason {
 	REASON_REPLY,	 /* in the flow table, backend to client */
 	REASON_NEW,	 /* not in the flow table, to an address we serve, and ours to begin */
 	REASON_OVERFLOW, /* from a backend, while there are flows that found no room in the table */
+	REASON_BESIDE,	 /* to a backend itself, from where a flow of its already comes: it collides */
 	/* Fragments are told by address, the first ones also by the flow table. */
 	REASON_FRAGMENT_FORWARD, /* to an address we serve */
 	REASON_FRAGMENT_REPLY,	 /* from a backend */
@@ -259,7 +260,8 @@ struct tuple {
 	__u16 l4;	/* where the header behind that of IP is in the frame */
 	__u16 room;	/* how much of the packet there is from there */
 	__u16 fragment; /* as struct ipv6_fraghdr has it, but in host order */
-	__u16 reserved;
+	__u8 options;	/* there are some in the IP header that routers read */
+	__u8 reserved;
 };
 
 enum kind {
@@ -491,6 +493,7 @@ static __always_inline enum reason parse(struct tuple *t, void *data, void *end,
 		load4(t->src, ip->saddr);
 		load4(t->dst, ip->daddr);
 		t->ipv4 = 1;
+		t->options = header > sizeof(*ip);
 		proto = ip->proto;
 		pos += header;
 		room = total - header;
@@ -517,6 +520,7 @@ static __always_inline enum reason parse(struct tuple *t, void *data, void *end,
 		if (is_mapped(t->src) || is_mapped(t->dst))
 			return REASON_MAPPED_ADDRESS;
 		t->ipv4 = 0;
+		t->options = ip->nexthdr == IPPROTO_HOPOPTS;
 		proto = ip->nexthdr;
 		pos = ip + 1;
 		reason = walk(&pos, end, &room, &proto);
@@ -874,6 +878,36 @@ static __always_inline bool from_backend(const struct tuple *t)
 	struct address a = {{t->src[0], t->src[1]}};
 
 	return bpf_map_lookup_elem(&backend_addrs, &a);
+}
+
+/* Is t's destination, not its source, an address that a backend has? */
+static __always_inline bool to_backend(const struct tuple *t)
+{
+	struct address a = {{t->dst[0], t->dst[1]}};
+
+	return bpf_map_lookup_elem(&backend_addrs, &a);
+}
+
+/*
+ * A client may reach a backend by an address of ours and by the backend's own from one port. The
+ * replies of both would be the same, so the daemon has to give the later one another source port, as
+ * connection tracking would (nf_nat_used_tuple, net/netfilter/nf_nat_core.c). Only what begins
+ * something is asked: then it is a flow.
+ */
+static __always_inline bool beside(const struct tuple *t)
+{
+	struct tuple reply = {};
+
+	if (t->kind != KIND_WHOLE || (t->proto != IPPROTO_UDP && !t->opens) || !to_backend(t))
+		return false;
+	reply.src[0] = t->dst[0];
+	reply.src[1] = t->dst[1];
+	reply.dst[0] = t->src[0];
+	reply.dst[1] = t->src[1];
+	reply.ports = t->ports << 16 | t->ports >> 16;
+	reply.proto = t->proto;
+	reply.ipv4 = t->ipv4;
+	return flow_find(&reply) == FLOW_REPLY;
 }
 
 /*

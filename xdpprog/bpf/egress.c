@@ -53,7 +53,13 @@ static __always_inline enum reason judge(struct __sk_buff *skb)
 			return REASON_NOT_OURS;
 		return flow_find(&t) == FLOW_REPLY ? REASON_FRAGMENT_REPLY : REASON_NOT_OURS;
 	}
-	return flow_find(&t) == FLOW_REPLY ? REASON_REPLY : REASON_NOT_OURS;
+	if (flow_find(&t) != FLOW_REPLY)
+		return REASON_NOT_OURS;
+	/* Out of the return port it has been translated, and only looks like a reply of another flow
+	 * (beside()); but for one whose options the kernel had to see first. */
+	if (skb->ingress_ifindex == outer_ifindex && !t.options)
+		return REASON_NOT_OURS;
+	return REASON_REPLY;
 }
 
 SEC("tcx/egress")
