@@ -367,6 +367,13 @@ func checkAgainstGopacket(t interface {
 	Fatalf(string, ...any)
 }, frame []byte, p *Packet) {
 	t.Helper()
+	if p.Router && !p.IPv6 {
+		// gopacket takes no packet with options that are wrong.
+		frame = bytes.Clone(frame)
+		for i := int(p.L3) + ipv4Len; i < int(p.L4); i++ {
+			frame[i] = 1
+		}
+	}
 	g := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.NoCopy)
 	var src, dst []byte
 	var ttl, proto uint8
@@ -407,7 +414,7 @@ func checkAgainstGopacket(t interface {
 			t.Fatalf("accepted as %+v, gopacket has %+v", p, n)
 		}
 	case *layers.UDP:
-		if uint16(n.SrcPort) != p.SrcPort || uint16(n.DstPort) != p.DstPort || int(n.Length) != len(l4) {
+		if uint16(n.SrcPort) != p.SrcPort || uint16(n.DstPort) != p.DstPort || int(n.Length) > len(l4) {
 			t.Fatalf("accepted as %+v, gopacket has %+v", p, n)
 		}
 	default:
