@@ -33,38 +33,49 @@ type Needs struct {
 	LockedBytes uint64
 }
 
+// Item is one thing that was looked at.
+type Item struct {
+	About string
+	Err   error // nil is as it should be
+}
+
 // Check says what is missing first, or nil. It must run in the network
 // namespace to be served.
 func Check(n Needs) error {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return fmt.Errorf("asking for the kernel's version: %w", err)
-	}
-	status, err := os.ReadFile("/proc/thread-self/status")
-	if err != nil {
-		return fmt.Errorf("asking for the process's capabilities: %w", err)
-	}
-	caps, err := effective(string(status))
-	if err != nil {
-		return err
-	}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
-		return fmt.Errorf("asking for the limit of locked memory: %w", err)
-	}
-	for _, err := range []error{
-		kernel(unix.ByteSliceToString(uts.Release[:])),
-		caps.check(),
-		lockedMemory(caps, limit.Cur, n.LockedBytes),
-		interfaces(n.Interfaces, n.AnyInterface),
-		folder(n.Manifests),
-		pins(n.Pins),
-	} {
-		if err != nil {
-			return err
+	for _, item := range Items(n) {
+		if item.Err != nil {
+			return item.Err
 		}
 	}
 	return nil
+}
+
+// Items looks at everything, in the order of Check.
+func Items(n Needs) []Item {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return []Item{{"kernel", fmt.Errorf("asking for the kernel's version: %w", err)}}
+	}
+	status, err := os.ReadFile("/proc/thread-self/status")
+	if err != nil {
+		return []Item{{"capabilities", fmt.Errorf("asking for the process's capabilities: %w", err)}}
+	}
+	caps, err := effective(string(status))
+	if err != nil {
+		return []Item{{"capabilities", err}}
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		return []Item{{"locked memory", fmt.Errorf("asking for the limit of locked memory: %w", err)}}
+	}
+	return []Item{
+		{"kernel", kernel(unix.ByteSliceToString(uts.Release[:]))},
+		{"capabilities", caps.check()},
+		{"locked memory", lockedMemory(caps, limit.Cur, n.LockedBytes)},
+		{"interfaces", interfaces(n.Interfaces, n.AnyInterface)},
+		{"manifests", folder(n.Manifests)},
+		{"pins", pins(n.Pins)},
+	}
 }
 
 // kernel checks a release such as 6.18.44-generic.
