@@ -52,13 +52,14 @@ func BenchmarkAttach(b *testing.B) {
 type podNode struct {
 	*netlab.Namespace
 	ports []PortConfig
+	pods  int
 }
 
 func newPodNode(b *testing.B, pods int) *podNode {
 	b.Helper()
 	netlab.RequireRoot(b)
 	lab := netlab.New(b)
-	n := &podNode{Namespace: lab.Namespace("node"), ports: []PortConfig{{Name: "pod*", Kind: KindSteered}}}
+	n := &podNode{Namespace: lab.Namespace("node"), ports: []PortConfig{{Name: "pod*", Kind: KindSteered}}, pods: pods}
 	peers := lab.Namespace("pods")
 	for i := range pods {
 		lab.Veth(n.Namespace, fmt.Sprintf("pod%d", i), peers, fmt.Sprintf("eth%d", i), netlab.VethOptions{})
@@ -75,12 +76,14 @@ func (n *podNode) open(b *testing.B, mode WorkerMode) (d *Dataplane, stop func()
 	}); err != nil {
 		b.Fatal(err)
 	}
-	if got := len(d.Stats().Ports) - 1; got == 0 {
-		b.Fatal("no port is served")
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
+	for deadline := time.Now().Add(time.Minute); len(d.Stats().Ports)-1 < n.pods; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			b.Fatalf("%d of %d ports are served", len(d.Stats().Ports)-1, n.pods)
+		}
+	}
 	over := false
 	stop = func() {
 		if over {

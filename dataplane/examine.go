@@ -8,12 +8,12 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/google/nftables"
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-net/sluice/xdpprog"
 )
 
 // Grade says how good or bad a [Finding] is.
@@ -88,19 +88,19 @@ func (d *Dataplane) examineDevices(links []netlink.Link) (all []Finding) {
 		finding := Finding{About: "interface " + l.Attrs().Name}
 		p, err := d.inspect(l, c)
 		room := d.cfg.FrameSize - umemHeadroom - etherLen - 8
-		x := l.Attrs().Xdp
+		foreign, tcx := xdpprog.Foreign(l)
 		switch {
 		case err != nil:
 			finding.Grade, finding.Text, finding.Cure = Bad, err.Error(), "choose another kind, or kind none"
 		case p.mtu > room:
 			finding.Grade, finding.Text, finding.Cure = Bad, fmt.Sprintf("its MTU is %d, a frame of packet memory holds %d", p.mtu, room), "lower the MTU, or kind none"
-		case !p.steered && x != nil && x.Attached && !ours(ebpf.ProgramID(x.ProgId)):
-			finding.Grade, finding.Text = Bad, fmt.Sprintf("a foreign XDP program is attached (id %d)", x.ProgId)
+		case !p.steered && foreign != nil:
+			finding.Grade, finding.Text = Bad, fmt.Sprintf("a foreign XDP program is attached (id %d, name %q)", foreign.ID, foreign.Name)
 			finding.Cure = "ip link set dev " + p.name + " xdp off, kind steered, or replaceForeignXDP: true"
 		default:
 			finding.Text = fmt.Sprintf("served as %s (driver %s, MTU %d, role %q)", p.granted, p.driver, p.mtu, roleOf(l, f.gateways[p.ifindex]).String())
-			if n := foreignTCX(p.ifindex); n > 0 {
-				finding.Grade, finding.Text = Doubtful, finding.Text+fmt.Sprintf("; %d foreign tc programs are attached", n)
+			if tcx > 0 {
+				finding.Grade, finding.Text = Doubtful, finding.Text+fmt.Sprintf("; %d foreign tc programs are attached", tcx)
 				finding.Cure = "nothing, if they are the CNI's: they run after ours, and see what we leave"
 			}
 		}
@@ -117,33 +117,6 @@ func (d *Dataplane) examineDevices(links []netlink.Link) (all []Finding) {
 
 // umemHeadroom is what a frame of packet memory does not hold of a packet.
 const umemHeadroom = 256
-
-// ours reports whether a program is one of ours.
-func ours(id ebpf.ProgramID) bool {
-	p, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return false
-	}
-	defer p.Close()
-	info, err := p.Info()
-	return err == nil && strings.HasPrefix(info.Name, "sluice_")
-}
-
-// foreignTCX counts the tcx programs on a device that are not ours.
-func foreignTCX(ifindex int) (n int) {
-	for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-		q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
-		if err != nil {
-			continue
-		}
-		for _, p := range q.Programs {
-			if !ours(p.ID) {
-				n++
-			}
-		}
-	}
-	return n
-}
 
 func examineReturnPort(links []netlink.Link, name string) Finding {
 	f := Finding{About: "return port", Text: name + "-out and " + name + "-in will be made"}

@@ -12,9 +12,9 @@ import (
 
 const (
 	// maintainEvery is the pause between two turns of the control loop.
-	maintainEvery = 100 * time.Millisecond
+	maintainEvery = 200 * time.Millisecond
 	// sweepTurns is in how many turns the whole flow table is looked at once.
-	sweepTurns = 50
+	sweepTurns = 25
 	// collectEvery is the pause between two collections of adjacencies.
 	collectEvery = time.Minute
 )

@@ -344,8 +344,9 @@ func (d *Dataplane) makeWorkers() error {
 	return nil
 }
 
-// openPorts opens the return port, which registers the umem, and then the others. What
-// a predecessor left and nobody has taken over is removed at the end.
+// openPorts opens the return port, which registers the umem, and the ports that are
+// named. The rest is opened by the control loop, with the workers at work: on a node with
+// many pods that takes seconds, and a predecessor's steered ports work meanwhile.
 func (d *Dataplane) openPorts(ports []*port) error {
 	outer := d.pair.outer.Attrs().Name
 	if err := installUntrack(int(d.egress.ns), outer); err != nil {
@@ -358,24 +359,28 @@ func (d *Dataplane) openPorts(ports []*port) error {
 		return removeUntrack(int(d.egress.ns), outer)
 	})
 	for _, p := range append([]*port{d.returnPort}, ports...) {
-		err := d.openPort(p)
-		if err != nil && !p.returns && !p.named {
-			if l, gone := d.nl.LinkByIndex(p.ifindex); gone == nil {
-				d.refuse(l, err)
-			}
-			continue // as it does in life
+		if !p.returns && !p.named {
+			continue
 		}
-		if err != nil {
+		if err := d.openPort(p); err != nil {
 			return fmt.Errorf("interface %s: %w", p.name, err)
 		}
 	}
+	return nil
+}
+
+// sweep removes, once every port has been opened, what a predecessor left and nobody has
+// taken over.
+func (d *Dataplane) sweep() {
 	swept, err := d.prog.Sweep()
 	for _, s := range swept {
 		d.log.Info("removed what a predecessor left", "what", s)
 	}
+	if err != nil {
+		d.log.Warn("removing what a predecessor left", "err", err)
+	}
 	d.slots.forget(d.clock.now())
 	d.adopted = nil
-	return err
 }
 
 // detach takes the programs off every port.

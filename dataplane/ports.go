@@ -374,7 +374,8 @@ func (d *Dataplane) follow(ctx context.Context) error {
 	// The kernel does not report a change of queues.
 	queues := time.NewTicker(time.Second)
 	defer queues.Stop()
-	e.mark() // what changed since Open
+	e.mark() // what changed since Open, and what it left to open
+	swept := false
 	for {
 		again := false
 		select {
@@ -404,6 +405,10 @@ func (d *Dataplane) follow(ctx context.Context) error {
 			return err
 		} else {
 			d.keepHostRoutes()
+			if !swept {
+				d.sweep()
+				swept = true
+			}
 		}
 		// Changes come in bursts; the next dump takes the rest of this one.
 		select {

@@ -26,7 +26,7 @@ const (
 	// work, and publishes its counters.
 	beatEvery = 10 * time.Millisecond
 	// sleepAtMost bounds a worker's sleep, since a sleeping worker beats too.
-	sleepAtMost = 50 * time.Millisecond
+	sleepAtMost = 100 * time.Millisecond
 )
 
 // port is a device that the dataplane serves. A direct one has a socket for each
@@ -215,10 +215,13 @@ func (w *worker) run() (err error) {
 		if w.now-lastWork < spin {
 			continue
 		}
-		if err := w.sleep(); err != nil {
+		woken, err := w.sleep()
+		if err != nil {
 			return fmt.Errorf("worker %d: %w", w.id, err)
 		}
-		lastWork = w.d.clock.now()
+		if woken { // and not by the time for a beat
+			lastWork = w.d.clock.now()
+		}
 	}
 	// What is in the rings still gets its verdict.
 	for w.pass() {
@@ -315,17 +318,18 @@ func (w *worker) publish() {
 }
 
 // sleep waits until a frame arrives, somebody wakes the worker, or the next
-// beat is due.
-func (w *worker) sleep() error {
+// beat is due. It reports whether a frame did.
+func (w *worker) sleep() (woken bool, err error) {
 	w.reap()
 	w.now = w.d.clock.now()
 	w.beat()
 	w.sleeps++
 	t := w.turn.Load()
 	w.turn.Store(t | 1)
-	_, err := w.poller.Wait(sleepAtMost)
+	// A beat must not be stale before the next one, though the sleep be too long.
+	n, err := w.poller.Wait(min(sleepAtMost, w.d.cfg.HeartbeatStale*2/5))
 	w.turn.Store((t | 1) + 1)
-	return err
+	return n > 0, err
 }
 
 // wake ends the worker's sleep. Any thread.

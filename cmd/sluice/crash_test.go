@@ -39,7 +39,8 @@ type crashLab struct {
 	bpffs   string
 	process *netlab.Process
 	vip     netip.AddrPort
-	extra   []string // of the command line
+	extra   []string        // of the command line
+	as      func(*exec.Cmd) // who runs it; nil: who runs the test
 }
 
 // newCrashLab builds the cluster, serves echo on every backend, writes manifests and
@@ -117,6 +118,9 @@ func (n *crashLab) command(args ...string) *exec.Cmd {
 	}
 	c := exec.Command(self, args...)
 	c.Env = append(os.Environ(), "SLUICE_TEST_EXECUTE=1")
+	if n.as != nil {
+		n.as(c)
+	}
 	return c
 }
 

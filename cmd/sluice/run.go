@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sluice-net/sluice/cmd/sluice/internal/config"
+	"github.com/sluice-net/sluice/dataplane"
 )
 
 func newRun() *cobra.Command {
@@ -30,7 +32,16 @@ a configuration file; flags override only what they name.`,
 			log := newLogger(c.ErrOrStderr(), draft.Logging)
 			ctx, stop := untilSignal(context.Background(), log)
 			defer stop()
-			return serve(ctx, draft.Configuration, log)
+			var failed error
+			opened := func(*dataplane.Dataplane) {
+				if draft.DropPrivileges {
+					if failed = dropPrivileges(); failed != nil {
+						stop()
+					}
+				}
+			}
+			err = serveObserved(ctx, draft.Configuration, log, opened, func(*dataplane.Dataplane) {})
+			return errors.Join(failed, err)
 		},
 	}
 	o.bind(c.Flags())

@@ -139,6 +139,9 @@ type Configuration struct {
 	PinPath string `yaml:"pinPath"`
 	// RunDir is the folder of the lock that keeps a second instance out.
 	RunDir string `yaml:"runDir"`
+	// DropPrivileges takes all capabilities but BPF, NET_ADMIN and NET_RAW from the
+	// daemon once it is set up.
+	DropPrivileges bool `yaml:"dropPrivileges"`
 	// ReturnPort is the first part of the names of the return port's two
 	// devices, "-out" and "-in".
 	ReturnPort string `yaml:"returnPort"`
@@ -303,6 +306,7 @@ func Default() *Configuration {
 		OnExit:             "remove",
 		PinPath:            "/sys/fs/bpf/sluice",
 		RunDir:             "/run/sluice",
+		DropPrivileges:     true,
 		ReturnPort:         "sluice",
 		HealthzBindAddress: "127.0.0.1:10356",
 		MetricsBindAddress: "127.0.0.1:10349",
