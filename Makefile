@@ -51,6 +51,15 @@ bench-ci: build ## The same with those peers that are there: without bin/kube, k
 # The full run goes on where it was stopped. BENCHFLAGS: see `sluice bench --help`.
 BENCHFLAGS ?=
 
+# CHAOS is how much of it: short is a minute, long an hour.
+CHAOS ?= short
+CHAOSFLAGS_short =
+CHAOSFLAGS_long  = -conns 1000 -kills 100 -hangs 50 -restarts 20 -changes 1000 -churn 10000
+
+.PHONY: chaos
+chaos: build ## Kill, stop, restart and starve a daemon of its devices under traffic (root; CHAOS=long for an hour of it).
+	$(GO) run ./internal/chaos -sluice bin/sluice $(CHAOSFLAGS_$(CHAOS)) $(CHAOSFLAGS)
+
 .PHONY: bench
 bench: build kube ## The full run, for hours on a machine with nothing else to do (root): report in docs/bench-report.md, bin/bench.html, bin/bench.json.
 	./bin/sluice bench --kubernetes bin/kube --output bin/bench.json --resume --html bin/bench.html --markdown docs/bench-report.md $(BENCHFLAGS)

@@ -82,7 +82,7 @@ func (n *node) run() error {
 // atMost keeps the longest, and fails beyond the target.
 func (n *node) atMost(most *time.Duration, got, target time.Duration, what string) {
 	*most = max(*most, got)
-	if got > target {
+	if target *= time.Duration(n.r.slack); got > target {
 		n.r.fail("%s took %v, want at most %v", what, got.Round(time.Millisecond), target)
 	}
 }

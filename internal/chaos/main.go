@@ -13,6 +13,7 @@ type options struct {
 	sluice                                        string
 	conns, kills, hangs, restarts, changes, churn int
 	seed                                          uint64
+	slack                                         int
 }
 
 // result is what the closing line says.
@@ -37,6 +38,7 @@ func main() {
 	flag.IntVar(&o.restarts, "restarts", 3, "times that it ends and starts again")
 	flag.IntVar(&o.changes, "changes", 50, "changes of devices")
 	flag.IntVar(&o.churn, "churn", 200, "pods that come and go")
+	flag.IntVar(&o.slack, "slack", 1, "times that each bound of time may be exceeded, on a machine that has other things to do")
 	flag.Uint64Var(&o.seed, "seed", 0, "seed of what is random; 0 chooses one")
 	flag.Parse()
 	if o.seed == 0 {

@@ -98,7 +98,7 @@ func (t *talkers) fresh(since time.Time) (time.Duration, error) {
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		var c net.Conn
 		// Less than it takes TCP to send a SYN again.
-		if c, err = t.dial(50 * time.Millisecond); err != nil {
+		if c, err = t.dial(25 * time.Millisecond); err != nil {
 			continue
 		}
 		c.SetDeadline(time.Now().Add(100 * time.Millisecond))

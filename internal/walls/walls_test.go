@@ -30,6 +30,7 @@ var rooms = map[string][]string{
 	"internal/walls":        {},
 	"dataplane":             {"dataplane/xsk", "xdpprog", "flowtable", "nat", "service"},
 	"internal/differential": {"dataplane", "service", "internal/netlab"},
+	"internal/chaos":        {"internal/netlab"},
 	"bench":                 {"dataplane", "xdpprog", "flowtable", "nat", "service", "internal/netlab"},
 	"cmd":                   {"bench", "dataplane", "dataplane/xsk", "xdpprog", "flowtable", "nat", "service", "service/apiserver", "internal/netlab"},
 }
@@ -38,8 +39,8 @@ var rooms = map[string][]string{
 var only = map[string][]string{
 	"unsafe":                              {"dataplane/xsk", "flowtable/unsafe.go", "bench/mmsg.go"},
 	"C":                                   {},
-	"syscall":                             {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench"},
-	"golang.org/x/sys":                    {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench", "internal/differential"},
+	"syscall":                             {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench", "internal/chaos"},
+	"golang.org/x/sys":                    {"dataplane", "dataplane/xsk", "xdpprog", "internal/netlab", "cmd", "bench", "internal/differential", "internal/chaos"},
 	"github.com/vishvananda":              {"dataplane", "xdpprog", "internal/netlab", "cmd", "bench"},
 	"github.com/cilium/ebpf":              {"xdpprog", "internal/netlab", "bench"},
 	"k8s.io/client-go":                    {"service/apiserver"},
@@ -49,7 +50,8 @@ var only = map[string][]string{
 	"github.com/spf13":                    {"cmd"},
 	"gonum.org":                           {"bench"},
 	"github.com/HdrHistogram":             {"bench"},
-	"github.com/gopacket":                 {"cmd", "bench", "internal/differential"},
+	"kernel.org/pub/linux/libs/security/libcap": {"cmd"},
+	"github.com/gopacket":                       {"cmd", "bench", "internal/differential"},
 }
 
 // clockless rooms get the time as an argument.
