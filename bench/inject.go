@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -222,8 +223,11 @@ func (i *injector) run(tr traffic, firstFlow uint32, limit uint64, stop *atomic.
 		before := threadTime()
 		defer func() { i.cost = threadTime() - before }()
 		over := make(chan struct{})
+		var watch sync.WaitGroup
+		defer watch.Wait()
 		defer close(over)
-		go i.interrupt(unix.Gettid(), limit, stop, over)
+		tid := unix.Gettid()
+		watch.Go(func() { i.interrupt(tid, limit, stop, over) })
 		// One call for all: each has a beginning and an end that cost milliseconds.
 		err := runLive(i.t.objs.Generate.FD(), frame, md, liveRepeat)
 		if err != nil && err != unix.EINTR {
