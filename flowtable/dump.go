@@ -3,6 +3,7 @@ package flowtable
 import (
 	"iter"
 	"sync/atomic"
+	"time"
 )
 
 // Entry is a copy of one flow and of what is known of it.
@@ -20,9 +21,12 @@ func (e *Entry) Class() string {
 	return classWords[e.State.class(e.Flow.Proto, lasted(e.Began, e.ForwardSeen, e.ReplySeen))]
 }
 
-// Idle returns the ticks since the flow's last packet in either direction.
-func (e *Entry) Idle(now Tick) Tick {
-	return min(idleFor(now, e.ForwardSeen), idleFor(now, e.ReplySeen))
+// Age returns the time since the flow's first packet. It begins again when ticks wrap, after 52 days.
+func (e *Entry) Age(now Tick) time.Duration { return idleFor(now, e.Began).Duration() }
+
+// Idle returns the time since the flow's last packet in either direction.
+func (e *Entry) Idle(now Tick) time.Duration {
+	return min(idleFor(now, e.ForwardSeen), idleFor(now, e.ReplySeen)).Duration()
 }
 
 // All yields the flows in order of their records. It is no snapshot of one instant: a flow that lives throughout is there

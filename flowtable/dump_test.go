@@ -1,6 +1,9 @@
 package flowtable
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestAll(tt *testing.T) {
 	t := newTable(tt, 3000, Timeouts{})
@@ -44,12 +47,18 @@ func TestAll(tt *testing.T) {
 	check(tt, t)
 }
 
-func TestEntryIdle(t *testing.T) {
-	e := Entry{ForwardSeen: 100, ReplySeen: 90}
+func TestEntryTimes(t *testing.T) {
+	e := Entry{Began: 60, ForwardSeen: 100, ReplySeen: 90}
 	for now, want := range map[Tick]Tick{100: 0, 95: 0, 130: 30} {
-		if got := e.Idle(now); got != want {
-			t.Errorf("Idle(%d) = %d, want %d", now, got, want)
+		if got := e.Idle(now); got != want.Duration() {
+			t.Errorf("Idle(%d) = %v, want %v", now, got, want.Duration())
 		}
+		if got := e.Age(now); got != (now - 60).Duration() {
+			t.Errorf("Age(%d) = %v", now, got)
+		}
+	}
+	if d := Tick(1000).Duration(); d != 1000<<20*time.Nanosecond || TickOf(uint64(d)) != 1000 {
+		t.Errorf("1000 ticks are %v", d)
 	}
 }
 

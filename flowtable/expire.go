@@ -40,6 +40,9 @@ const (
 
 var classWords = [classes]string{"opening", "established", "close_wait", "closing", "unreplied", "stream"}
 
+// Classes lists the words that Entry.Class says.
+func Classes() []string { return classWords[:] }
+
 const (
 	protoTCP = 6
 	protoUDP = 17

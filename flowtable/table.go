@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Direction of a frame within its flow.
@@ -55,6 +56,9 @@ const tickShift = 20
 
 // TickOf turns CLOCK_MONOTONIC into a tick, as the kernel's programs do.
 func TickOf(monotonicNanos uint64) Tick { return Tick(monotonicNanos >> tickShift) }
+
+// Duration is the time that so many ticks take.
+func (t Tick) Duration() time.Duration { return time.Duration(t) << tickShift }
 
 // Table is one node's flow table over two shared arrays. See the package comment for who may call what from where.
 //

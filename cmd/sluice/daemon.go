@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,7 +70,7 @@ func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Log
 	if err != nil {
 		return err
 	}
-	ctl, err := control.Serve(socket, map[string]func() any{"/services": d.describe}, log)
+	ctl, err := control.Serve(socket, map[string]control.Answer{"/services": d.describe, "/flows": d.flows}, log)
 	if err != nil {
 		return err
 	}
@@ -177,13 +178,13 @@ type services struct {
 }
 
 // describe gives what `sluice services` shows.
-func (d *daemon) describe() any {
+func (d *daemon) describe(url.Values) (any, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	s := services{Mode: d.mode, Services: []service.Description{}}
 	if d.source == nil {
 		s.Err = "starting or stopping"
-		return s
+		return s, nil
 	}
 	status := d.source.Status()
 	s.Source, s.Generation = status.Dir, status.Generation
@@ -191,7 +192,27 @@ func (d *daemon) describe() any {
 		s.Err, s.Age = status.Err.Error(), status.Age().Round(time.Second).String()
 	}
 	s.Services = append(s.Services, d.source.Describe()...)
-	return s
+	return s, nil
+}
+
+// flows gives what `sluice flows` shows.
+func (d *daemon) flows(question url.Values) (any, error) {
+	filter, err := flowFilter(question)
+	if err != nil {
+		return nil, err
+	}
+	return control.Lines(func(yield func(any) bool) {
+		d.mu.RLock()
+		defer d.mu.RUnlock()
+		if d.dataplane == nil {
+			return // starting or stopping
+		}
+		for f := range d.dataplane.Flows(filter) {
+			if !yield(f) {
+				return
+			}
+		}
+	}), nil
 }
 
 // show says what to look at from now on. When it returns, nobody looks at what

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -253,6 +255,8 @@ func TestDaemon(t *testing.T) {
 		return nil
 	})
 
+	n.listFlows()
+
 	status, output := n.command("1", "run", "--config", n.config)
 	if want := fmt.Sprintf("sluice: another sluice (pid %d) serves this network namespace (lock %s/netns-", p.Pid(), n.run); status != 1 || !strings.HasPrefix(output, want) || strings.Count(output, "\n") != 1 {
 		t.Errorf("a second instance: status %d, %q, want %q", status, output, want)
@@ -275,6 +279,43 @@ func TestDaemon(t *testing.T) {
 
 	n.stop(p)
 	n.unchanged(before)
+}
+
+// listFlows asks the daemon for the flows of exchange.
+func (n *node) listFlows() {
+	n.t.Helper()
+	ask := func(args ...string) (flows []dataplane.FlowInfo) {
+		n.t.Helper()
+		status, out := n.command("1", append([]string{"flows", "--run-dir", n.run, "-o", "json"}, args...)...)
+		if err := json.Unmarshal([]byte(out), &flows); status != 0 || err != nil {
+			n.t.Fatalf("flows %q: %d, %v, %s", args, status, err, out)
+		}
+		return flows
+	}
+	all := ask("--service", "default/echo")
+	if len(all) != 4 {
+		n.t.Errorf("%d flows, want 4", len(all))
+	}
+	for _, f := range all {
+		family := netlab.IPv4
+		if f.Client.Addr().Is6() {
+			family = netlab.IPv6
+		}
+		if f.Service != "default/echo:"+strings.ToLower(f.Protocol) || f.Client.Addr() != n.Clients[0].IP(family) || f.Source != f.Client ||
+			f.Frontend != netip.AddrPortFrom(netlab.ClusterIP(family, 1), 80) || f.Backend.Port() != 8080 ||
+			f.ForwardPackets == 0 || f.ReplyPackets == 0 || f.AgeSeconds < f.IdleSeconds || f.State == "opening" {
+			n.t.Errorf("%+v", f)
+		}
+		one := ask("--backend", f.Backend.Addr().String(), "--client", f.Client.Addr().String(), "--state", f.State)
+		if !slices.ContainsFunc(one, func(o dataplane.FlowInfo) bool { return o.Client == f.Client && o.Protocol == f.Protocol }) {
+			n.t.Errorf("%v is not among %v", f, one)
+		}
+	}
+	for _, none := range [][]string{{"--service", "other"}, {"--service", "default/ech"}, {"--client", "203.0.113.0/24"}, {"--state", "opening"}} {
+		if flows := ask(none...); len(flows) != 0 {
+			n.t.Errorf("flows %q: %v", none, flows)
+		}
+	}
 }
 
 // TestKeep stops a daemon that leaves its things, starts another that takes

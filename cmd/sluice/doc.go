@@ -13,7 +13,9 @@
 //	daemon.go          the daemon's life: everything is acquired in one order,
 //	                   and let go in the reverse one
 //	signals.go, log.go what their names say
+//	services.go, flows.go   what is asked of a running daemon
 //	config.go, cleanup.go, version.go, demo.go   the other verbs
+//	internal/control   the socket by which it is asked
 //	internal/config    the configuration file
 //	internal/preflight what the machine must have
 //	internal/instance  one daemon for a node

@@ -22,7 +22,7 @@ kernel gets everything else untouched.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newServices(), newDemo(), newBench(), newConfig(), newCheck(), newCleanup(), newVersion())
+	root.AddCommand(newRun(), newServices(), newFlows(), newDemo(), newBench(), newConfig(), newCheck(), newCleanup(), newVersion())
 	root.SetHelpCommand(newHelp(root))
 	root.InitDefaultCompletionCmd(os.Args[1:]...)
 	root.SetFlagErrorFunc(flagError)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +25,7 @@ func TestServices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := control.Serve(socket, map[string]func() any{"/services": func() any { return answer }}, slog.New(slog.DiscardHandler))
+	s, err := control.Serve(socket, map[string]control.Answer{"/services": func(url.Values) (any, error) { return answer, nil }}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,15 +5,18 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -22,7 +25,8 @@ import (
 )
 
 const (
-	// timeout bounds a question, there and back.
+	// timeout bounds a question and its answer, or the time until an answer of
+	// many lines goes on.
 	timeout = 10 * time.Second
 	// maxPath is what sockaddr_un holds, with the zero at its end.
 	maxPath = 107
@@ -49,10 +53,17 @@ type Server struct {
 	done chan struct{}
 }
 
+// Answer is what a question with these values gets, or why it gets none. It is sent
+// as JSON; Lines of it one value a line, as they come.
+type Answer func(url.Values) (any, error)
+
+// Lines is an answer of any length, which nobody has to hold as a whole.
+type Lines iter.Seq[any]
+
 // Serve answers on the socket at path, in place of what a daemon that was killed
-// left there. Each value of answers is asked for by GET at its key, and sent as
-// JSON. The caller holds the lock that keeps a second daemon away.
-func Serve(path string, answers map[string]func() any, log *slog.Logger) (*Server, error) {
+// left there. Each of answers is asked for by GET at its key. The caller holds the
+// lock that keeps a second daemon away.
+func Serve(path string, answers map[string]Answer, log *slog.Logger) (*Server, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
@@ -65,10 +76,7 @@ func Serve(path string, answers map[string]func() any, log *slog.Logger) (*Serve
 	}
 	mux := http.NewServeMux()
 	for name, answer := range answers {
-		mux.HandleFunc("GET "+name, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(answer()) // the asker is gone
-		})
+		mux.HandleFunc("GET "+name, func(w http.ResponseWriter, r *http.Request) { answer.send(w, r.URL.Query()) })
 	}
 	s := &Server{
 		http: &http.Server{
@@ -84,6 +92,31 @@ func Serve(path string, answers map[string]func() any, log *slog.Logger) (*Serve
 		}
 	}()
 	return s, nil
+}
+
+// send answers one question. An error while it writes means that the asker is gone.
+func (a Answer) send(w http.ResponseWriter, question url.Values) {
+	v, err := a(question)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	e := json.NewEncoder(w)
+	lines, ok := v.(Lines)
+	if !ok {
+		_ = e.Encode(v)
+		return
+	}
+	n := 0
+	for v := range lines {
+		if n++; n%1024 == 0 { // who reads on may take longer than timeout
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeout))
+		}
+		if e.Encode(v) != nil {
+			return
+		}
+	}
 }
 
 // Close ends the answers and removes the socket.
@@ -144,15 +177,41 @@ func peer(conn net.Conn) (uint32, error) {
 
 // Ask asks the daemon at the socket and reads its answer into to.
 func Ask(path, name string, to any) error {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	return ask(path, name, nil, func(d *json.Decoder) error { return d.Decode(to) })
+}
+
+// AskLines asks the daemon at the socket for an answer of Lines, and hands each to
+// take.
+func AskLines[T any](path, name string, question url.Values, take func(T)) error {
+	return ask(path, name, question, func(d *json.Decoder) error {
+		for {
+			var v T
+			switch err := d.Decode(&v); {
+			case errors.Is(err, io.EOF):
+				return nil
+			case err != nil:
+				return fmt.Errorf("the daemon at %s broke off: %w", path, err)
+			}
+			take(v)
+		}
+	})
+}
+
+// ask asks, and has the answer read.
+func ask(path, name string, question url.Values, read func(*json.Decoder) error) error {
 	transport := &http.Transport{
-		DisableKeepAlives: true,
+		DisableKeepAlives:     true,
+		ResponseHeaderTimeout: timeout,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
+			conn, err := (&net.Dialer{Timeout: timeout}).DialContext(ctx, "unix", path)
+			if err != nil {
+				return nil, err
+			}
+			return &patient{conn}, nil
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://sluice"+name, nil)
+	at := url.URL{Scheme: "http", Host: "sluice", Path: name, RawQuery: question.Encode()}
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, at.String(), nil)
 	if err != nil {
 		return err
 	}
@@ -168,7 +227,18 @@ func Ask(path, name string, to any) error {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
-		return fmt.Errorf("the daemon at %s answers %s: %s", path, resp.Status, text)
+		return fmt.Errorf("the daemon at %s answers %s: %s", path, resp.Status, bytes.TrimSpace(text))
 	}
-	return json.NewDecoder(resp.Body).Decode(to)
+	return read(json.NewDecoder(resp.Body))
+}
+
+// patient waits for an answer to go on, but not for ever.
+type patient struct{ net.Conn }
+
+// Read implements net.Conn.
+func (p *patient) Read(b []byte) (int, error) {
+	if err := p.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return 0, err
+	}
+	return p.Conn.Read(b)
 }

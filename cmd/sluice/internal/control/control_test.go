@@ -3,8 +3,11 @@ package control
 import (
 	"io/fs"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -14,7 +17,10 @@ func TestAsk(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o644); err != nil { // as if left behind
 		t.Fatal(err)
 	}
-	s, err := Serve(path, map[string]func() any{"/number": func() any { return 7 }}, slog.New(slog.DiscardHandler))
+	s, err := Serve(path, map[string]Answer{
+		"/number": func(url.Values) (any, error) { return 7, nil },
+		"/count":  countTo,
+	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,6 +35,16 @@ func TestAsk(t *testing.T) {
 	if err := Ask(path, "/other", &n); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("%v", err)
 	}
+	sum := 0
+	if err := AskLines(path, "/count", url.Values{"to": {"5000"}}, func(n int) { sum += n }); err != nil || sum != 5000*5001/2 {
+		t.Errorf("%d, %v", sum, err)
+	}
+	if err := AskLines(path, "/count", url.Values{"to": {"many"}}, func(int) { t.Error("a line") }); err == nil || !strings.Contains(err.Error(), "400 Bad Request: strconv.Atoi") {
+		t.Errorf("%v", err)
+	}
+	if err := AskLines(path, "/count", url.Values{"to": {"-5000"}}, func(int) {}); err == nil || !strings.Contains(err.Error(), "broke off") {
+		t.Errorf("%v", err)
+	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
@@ -38,6 +54,24 @@ func TestAsk(t *testing.T) {
 	if err := Ask(path, "/number", &n); err == nil || !strings.Contains(err.Error(), "no daemon answers at "+path) {
 		t.Errorf("%v", err)
 	}
+}
+
+// countTo answers with the numbers up to one; below 0 it breaks off there.
+func countTo(question url.Values) (any, error) {
+	to, err := strconv.Atoi(question.Get("to"))
+	if err != nil {
+		return nil, err
+	}
+	return Lines(func(yield func(any) bool) {
+		for n := 1; n <= max(to, -to); n++ {
+			if !yield(n) {
+				return
+			}
+		}
+		if to < 0 {
+			panic(http.ErrAbortHandler)
+		}
+	}), nil
 }
 
 func TestAllowed(t *testing.T) {
