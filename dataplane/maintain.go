@@ -12,9 +12,9 @@ import (
 
 const (
 	// maintainEvery is the pause between two turns of the control loop.
-	maintainEvery = 200 * time.Millisecond
+	maintainEvery = 500 * time.Millisecond
 	// sweepTurns is in how many turns the whole flow table is looked at once.
-	sweepTurns = 25
+	sweepTurns = 10
 	// collectEvery is the pause between two collections of adjacencies.
 	collectEvery = time.Minute
 )
