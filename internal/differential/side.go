@@ -146,6 +146,13 @@ func newSide(tb netlab.TB, name string, s setting) *side {
 		c.Remote.Neighbour(netlab.UplinkDevice, netlab.NodeAddr(f, 1).String(), c.Node.MAC(netlab.UplinkDevice))
 	}
 	x.wire(tb, outside, c.Outside)
+	// What is not translated is to be seen outside on both sides. Alone, Sluice leads it to itself, for the node's own processes.
+	for _, f := range netlab.Families {
+		for number := 1; number <= 3; number++ {
+			a := netlab.ClusterIP(f, number)
+			c.Node.RouteFirst(netip.PrefixFrom(a, a.BitLen()).String(), x.ip[outside][f].String(), netlab.OutsideDevice)
+		}
+	}
 	return x
 }
 

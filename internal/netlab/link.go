@@ -203,9 +203,20 @@ func (n *Namespace) Addr(dev, cidr string) {
 // gateway need not be in an on-link subnet. The source address for the namespace's own packets may be given as src.
 func (n *Namespace) Route(dst, via, dev string, src ...string) {
 	n.tb.Helper()
+	n.route(0, dst, via, dev, src...)
+}
+
+// RouteFirst is Route with the best metric: whatever else leads to dst is not asked.
+func (n *Namespace) RouteFirst(dst, via, dev string) {
+	n.tb.Helper()
+	n.route(1, dst, via, dev)
+}
+
+func (n *Namespace) route(metric int, dst, via, dev string, src ...string) {
+	n.tb.Helper()
 	prefix, err := netip.ParsePrefix(dst)
 	n.check(err, "parsing destination %q", dst)
-	route := &netlink.Route{LinkIndex: n.link(dev).Attrs().Index, Dst: ipNet(prefix)}
+	route := &netlink.Route{LinkIndex: n.link(dev).Attrs().Index, Dst: ipNet(prefix), Priority: metric}
 	if via == "" {
 		route.Scope = netlink.SCOPE_LINK
 	} else {
