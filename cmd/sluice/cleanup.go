@@ -3,10 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-net/sluice/cmd/sluice/internal/config"
+	"github.com/sluice-net/sluice/cmd/sluice/internal/control"
 	"github.com/sluice-net/sluice/cmd/sluice/internal/instance"
 	"github.com/sluice-net/sluice/dataplane"
 )
@@ -46,6 +49,14 @@ func cleanup(cfg *config.Configuration) (err error) {
 	}
 	dc.PinDir = cfg.PinPath
 	if err := dataplane.Cleanup(dc); err != nil {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
+	// A daemon that was killed has left its socket; the lock is ours, so it is nobody's.
+	socket, err := control.Path(cfg.RunDir)
+	if err == nil {
+		err = os.Remove(socket)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cleaning up: %w", err)
 	}
 	return nil

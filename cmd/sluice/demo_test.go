@@ -104,7 +104,12 @@ func TestDemoEndsWhenInterrupted(t *testing.T) {
 		t.Run(at, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			tmp := t.TempDir()
+			// A short name: there will be a socket in it.
+			tmp, err := os.MkdirTemp("", "demo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(tmp)
 			t.Setenv("TMPDIR", tmp)
 			last, err := runDemo(t, ctx, serveObserved, &demoOutput{after: at, do: cancel})
 			if err == nil || !strings.Contains(err.Error(), "interrupted") {

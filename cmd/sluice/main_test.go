@@ -45,9 +45,9 @@ func TestRefusals(t *testing.T) {
 		line   string
 	}{
 		{"rnu", 2, "unknown command \"rnu\"; did you mean `sluice run`?"},
-		{"serve", 2, `unknown command "serve"; there are cleanup, ...`},
+		{"serve", 2, `unknown command "serve"; there are bench, ...`},
 		{"--nonsense", 2, "unknown flag --nonsense; `sluice --help` lists the flags"},
-		{"help serve", 2, `unknown command "serve"; there are cleanup, ...`},
+		{"help serve", 2, `unknown command "serve"; there are bench, ...`},
 		{"help config serve", 2, `unknown command "serve"; there are print-default, validate`},
 		{"completion cmd.exe", 2, `unknown command "cmd.exe"; there are bash, fish, powershell, zsh`},
 		{"config prnt-default", 2, "unknown command \"prnt-default\"; did you mean `sluice config print-default`?"},
@@ -66,7 +66,7 @@ func TestRefusals(t *testing.T) {
 		{"run -i eth0", 2, "unknown shorthand flag: 'i' in -i; `sluice run --help` lists the flags"},
 		{"run --mode", 2, "flag needs an argument: --mode; `sluice run --help` lists the flags"},
 		{"run --enable-profiling=perhaps", 2, "invalid argument \"perhaps\" for \"--enable-profiling\" flag; `sluice run --help` lists the flags"},
-		{"run --mode back", 1, `--mode: want front or alone, got "back"`},
+		{"run --mode back", 1, `--mode: want front, named or alone, got "back"`},
 		{"run --interface eth0=skb", 1, `--interface: want auto, steered, native, generic or none, got "skb"`},
 		{"run --interface lo", 1, "--interface: lo cannot be served: no frames of pods or of the wire pass it"},
 		{"run --on-exit leave", 1, `--on-exit: want remove or keep, got "leave"`},
@@ -75,8 +75,8 @@ func TestRefusals(t *testing.T) {
 		{"run --log-level loud", 1, `--log-level: want debug, info, warn or error, got "loud"`},
 		{"run --config " + dir + "/none", 1, dir + "/none: no such file; `sluice config print-default` prints one to start from"},
 		{"run --config " + bad, 1, bad + ":3: wokers: unknown field; did you mean workers?"},
-		{"run --config " + mode, 1, mode + `:3: mode: want front or alone, got "back"`},
-		{"run --config " + mode + " --mode side", 1, `--mode: want front or alone, got "side"`},
+		{"run --config " + mode, 1, mode + `:3: mode: want front, named or alone, got "back"`},
+		{"run --config " + mode + " --mode side", 1, `--mode: want front, named or alone, got "side"`},
 	} {
 		status, stdout, stderr := command(strings.Fields(c.args)...)
 		line, oneLine := strings.CutSuffix(stderr, "\n")

@@ -42,6 +42,8 @@ func TestFlags(t *testing.T) {
 		{"interface", "eth0=generic", func(c *config.Configuration) { c.Interfaces = []config.Interface{{Name: "eth0", Kind: "generic"}} }},
 		{"manifests", "/srv/m", func(c *config.Configuration) { c.Manifests = "/srv/m" }},
 		{"manifests", "m", func(c *config.Configuration) { c.Manifests = filepath.Join(here, "m") }},
+		{"kubeconfig", "/srv/k", func(c *config.Configuration) { c.ClientConnection.Kubeconfig, c.Source = "/srv/k", "apiServer" }},
+		{"apiserver", "https://192.0.2.9:6443", func(c *config.Configuration) { c.APIServer, c.Source = "https://192.0.2.9:6443", "apiServer" }},
 		{"mode", "alone", func(c *config.Configuration) { c.Mode = "alone" }},
 		{"on-exit", "keep", func(c *config.Configuration) { c.OnExit = "keep" }},
 		{"pin-path", "/sys/fs/bpf/x", func(c *config.Configuration) { c.PinPath = "/sys/fs/bpf/x" }},
