@@ -21,7 +21,6 @@ import (
 // world is what the API server holds of a history: what was accepted.
 type world struct {
 	client   kubernetes.Interface
-	labelled bool // Services carry Sluice's label, where they have no other
 	services map[string]*corev1.Service
 	slices   map[string]*discoveryv1.EndpointSlice
 	refused  int // ops that the API server did not accept: a minimised history has some
@@ -51,12 +50,6 @@ func (w *world) apply(ctx context.Context, o op) error {
 }
 
 func (w *world) putService(ctx context.Context, s *corev1.Service) error {
-	if s.Labels[proxyNameLabel] == "" && w.labelled {
-		if s.Labels == nil {
-			s.Labels = map[string]string{}
-		}
-		s.Labels[proxyNameLabel] = stand.ProxyTag
-	}
 	services := w.client.CoreV1().Services(namespace)
 	old := w.services[s.Name]
 	if old != nil && len(old.Spec.ClusterIPs) > 0 && len(s.Spec.ClusterIPs) > 0 && !slices.Equal(old.Spec.ClusterIPs, s.Spec.ClusterIPs) {
@@ -151,9 +144,6 @@ func (w *world) tick(ctx context.Context) error {
 			ClusterIPs: []string{netlab.ClusterIP(netlab.IPv4, markerAddress).String(), netlab.ClusterIP(netlab.IPv6, markerAddress).String()},
 		}}
 		fixAddress(s)
-		if w.labelled {
-			s.Labels = map[string]string{proxyNameLabel: stand.ProxyTag}
-		}
 	}
 	s.Spec.Ports = []corev1.ServicePort{{Name: "m", Port: w.markerPort(), Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(8080)}}
 	if fresh {

@@ -51,7 +51,7 @@ func (r *run) compare(ctx context.Context, p pair, flows *flows) (texts []string
 		results = observe(ctx, r.sides, p.client, at, sticky, wait)
 		for i := range subject {
 			if text := differs(results[i], results[subject], sticky, use); text != "" {
-				if class := explain(r.sides[i].mode, at, results[i], results[subject], double, model); class != "" {
+				if class := explain(r.sides[i].mode, who, at, results[i], results[subject], double, model); class != "" {
 					if wait == waits[0] {
 						r.count(class)
 					}

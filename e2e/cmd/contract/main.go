@@ -48,7 +48,7 @@ func main() {
 	flag.IntVar(&o.steps, "steps", 12, "`steps` of a history")
 	flag.IntVar(&o.probes, "probes", 40, "`pairs` of client and frontend that are asked after a step")
 	flag.StringVar(&o.judges, "judges", "nftables,iptables", "kube-proxy's `modes` to compare with")
-	flag.StringVar(&o.mode, "dataplane", "front", "what is held to the contract: "+strings.Join(stand.Modes, ", "))
+	flag.StringVar(&o.mode, "dataplane", "front", "what is held to the contract: front, alone, nftables, iptables")
 	flag.StringVar(&o.bin, "bin", "../bin", "`folder` with sluice, and with kube/ below it")
 	flag.BoolVar(&o.keep, "keep-logs", false, "leave the folder of logs behind, and name it")
 	flag.BoolVar(&o.verbose, "v", false, "print every step")
@@ -111,6 +111,9 @@ func (r *run) close() {
 }
 
 func (r *run) start(ctx context.Context, owner *stand.Owner) error {
+	if r.o.mode == "named" {
+		return errors.New("-dataplane named: kube-proxy does not see what it serves, so there is nothing to compare it with; alone takes the same paths")
+	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	bin, err := filepath.Abs(r.o.bin)
@@ -141,7 +144,7 @@ func (r *run) start(ctx context.Context, owner *stand.Owner) error {
 		return err
 	}
 	r.world = &world{
-		client: client, labelled: r.o.mode == "named",
+		client:   client,
 		services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{},
 	}
 	for i, name := range []string{stand.Node1, stand.Node2} {

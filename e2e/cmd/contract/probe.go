@@ -54,11 +54,7 @@ func (w *world) lookup(to netip.AddrPort, proto string) (*corev1.Service, *corev
 		if !slices.Contains(s.Spec.ClusterIPs, to.Addr().String()) || s.Spec.Type == corev1.ServiceTypeExternalName {
 			continue
 		}
-		want := ""
-		if w.labelled {
-			want = stand.ProxyTag
-		}
-		if s.Labels[proxyNameLabel] != want {
+		if s.Labels[proxyNameLabel] != "" {
 			continue
 		}
 		kind = unknownPort
