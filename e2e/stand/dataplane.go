@@ -28,8 +28,11 @@ const (
 // UnlimitedICMP lets a node's kernel answer every packet that is refused. Otherwise a client that asks more than once a second
 // takes most refusals for silence.
 func UnlimitedICMP(n *netlab.Namespace) {
-	n.Sysctl("net.ipv4.icmp_ratemask", "0")
-	n.Sysctl("net.ipv6.icmp.ratemask", "127") // a type that nobody sends, for none cannot be written
+	n.Sysctl("net.ipv4.icmp_ratelimit", "0")
+	n.Sysctl("net.ipv6.icmp.ratelimit", "0")
+	// The bound for all of them together, both families.
+	n.Sysctl("net.ipv4.icmp_msgs_per_sec", "100000")
+	n.Sysctl("net.ipv4.icmp_msgs_burst", "10000")
 }
 
 // Modes are the dataplanes that can be tested: kube-proxy's own modes, and Sluice's.

@@ -17,6 +17,10 @@ import (
 // Waits of the tries: a difference that goes away when one asks again, and more slowly, was the machine's.
 var waits = []time.Duration{300 * time.Millisecond, time.Second, 3 * time.Second}
 
+// waitTCP is the least that a connection is given. The kernel's refusal of a SYN can come back while connect still holds the
+// socket; then only the one that follows the next SYN, a second later, is heard.
+const waitTCP = 1300 * time.Millisecond
+
 // compare asks one pair on all sides and returns what differs and nothing explains.
 func (r *run) compare(ctx context.Context, p pair, flows *flows) (texts []string) {
 	at := p.at
@@ -48,7 +52,7 @@ func (r *run) compare(ctx context.Context, p pair, flows *flows) (texts []string
 			defer r.again.Unlock()
 		}
 		texts = texts[:0]
-		results = observe(ctx, r.sides, p.client, at, sticky, wait)
+		results = observe(ctx, r.sides, p.client, at, sticky, patience(at, wait))
 		for i := range subject {
 			if text := differs(results[i], results[subject], sticky, use); text != "" {
 				if class := explain(r.sides[i].mode, who, at, results[i], results[subject], double, model); class != "" {
@@ -64,11 +68,21 @@ func (r *run) compare(ctx context.Context, p pair, flows *flows) (texts []string
 		if len(texts) == 0 {
 			break
 		}
+		if r.o.verbose {
+			fmt.Printf("  try %d: %s\n", i, strings.Join(texts, "; "))
+		}
 	}
 	if len(texts) == 0 {
 		texts = flows.ask(ctx, p, at, results, all, use)
 	}
 	return texts
+}
+
+func patience(at frontend, wait time.Duration) time.Duration {
+	if at.proto == "tcp" {
+		return max(wait, waitTCP)
+	}
+	return wait
 }
 
 func (r *run) count(class string) {

@@ -134,8 +134,8 @@ func (o *observer) ask(ctx context.Context, n int) {
 			o.seen[refused]++
 		case errors.Is(err, stand.ErrSilent):
 			o.seen[silent]++
-			if o.asked >= 2 && len(o.seen) == 1 {
-				return // two silences cost enough
+			if (o.asked >= 2 || o.at.proto == "tcp") && len(o.seen) == 1 {
+				return // more silence costs too much
 			}
 		case err != nil:
 			o.seen["error: "+err.Error()]++
