@@ -130,7 +130,7 @@ minSyncPeriod: 10ms
 		fmt.Fprintf(&b, "- name: %s\n", name)
 	}
 	// Small rings: some fifty devices share the machine's memory.
-	fmt.Fprintf(&b, "ringSize: 512\nonExit: keep\npinPath: %s\nrunDir: %s\n", d.place.PinDir, d.place.Dir)
+	fmt.Fprintf(&b, "ringSize: 512\nonExit: keep\npinPath: %s\nrunDir: %s\nstateDir: %s\n", d.place.PinDir, d.place.Dir, d.place.Dir)
 	return os.WriteFile(filepath.Join(d.place.Dir, "sluice.yaml"), []byte(b.String()), 0o600)
 }
 
