@@ -4,19 +4,21 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/nat"
 )
 
 // An adjacency is how a packet for one destination address leaves the node.
-// It is immutable; what changes is which one stands in the table.
+// It is immutable; what changes is which one stands in the table. In this order it
+// fills one cache line, which is all that a frame costs of it.
 type adjacency struct {
 	addr [16]byte
 	// port is the direct port that leads there, nil for the return port.
 	port     *port
-	dst, src [6]byte // next hop's and our own link-layer address
 	mtu      int     // bytes of IP packet that fit, 0 is not known
+	ifindex  int     // the kernel's device towards addr, 0 none
+	dst, src [6]byte // next hop's and our own link-layer address
 	path     path
-	ifindex  int // the kernel's device towards addr, 0 none
 	stale    bool
 }
 
@@ -76,6 +78,22 @@ func (t *adjacencies) at(n uint32) *adjacency {
 		return nil
 	}
 	return t.entries[n].Load()
+}
+
+// warm brings the clients' adjacencies of the flows that a batch found, which replies
+// go by and sources are compared with: clients are many, so theirs are in no
+// cache. It waits for one miss, not for one of each; next is room for it. What
+// it returns means nothing, and must be kept, or the loads would be left out.
+func (t *adjacencies) warm(table *flowtable.Table, refs []flowtable.Ref, next []*adjacency) (seen int) {
+	for k, ref := range refs {
+		next[k] = t.at(table.Adjacency(ref.Record, flowtable.Reply))
+	}
+	for k := range refs {
+		if a := next[k]; a != nil {
+			seen += a.ifindex
+		}
+	}
+	return seen
 }
 
 // number finds or gives the number of addr, resolving it with resolve when it

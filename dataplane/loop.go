@@ -71,11 +71,19 @@ func totalLen(descs []xsk.Desc) (n uint64) {
 // those that it understood.
 func (w *worker) parse() {
 	b := &w.b
-	n := 0
+	// Their headers were written by another core: fetched one after another,
+	// each would be waited for.
 	for i := range b.n {
 		d := &b.descs[i]
-		frame := w.d.umem.Frame(d.Addr, d.Len)
-		b.frames[i], b.in[i] = frame, w.ports.cameBy(w.in.port, frame)
+		b.frames[i] = w.d.umem.Frame(d.Addr, d.Len)
+		if len(b.frames[i]) > 0 {
+			b.seen += int(b.frames[i][0])
+		}
+	}
+	n := 0
+	for i := range b.n {
+		frame := b.frames[i]
+		b.in[i] = w.ports.cameBy(w.in.port, frame)
 		p := &b.packets[i]
 		if b.parsed[i] = p.Parse(frame); b.parsed[i] != nat.OK {
 			continue
@@ -92,6 +100,7 @@ func (w *worker) lookup() {
 	b := &w.b
 	w.d.table.LookupBatch(b.tuples[:b.found], b.hashes[:b.found], b.refs[:b.found])
 	w.d.table.Warm(b.refs[:b.found])
+	b.seen += w.d.egress.adj.warm(w.d.table, b.refs[:b.found], b.next[:])
 }
 
 // decide ends every frame of the batch: each goes into an outbox, or back to

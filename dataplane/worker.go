@@ -87,6 +87,9 @@ type batch struct {
 	tuples [batchSize]flowtable.Tuple
 	hashes [batchSize]uint64
 	refs   [batchSize]flowtable.Ref
+	// What is brought ahead of its use, and what keeps the loads that bring it.
+	next [batchSize]*adjacency
+	seen int
 }
 
 // outbox gathers the descriptors that leave by one port until the batch ends.
