@@ -59,6 +59,13 @@ func (d *Dataplane) keepHostRoutes() {
 	}
 }
 
+// forgetHostRoutes has keepHostRoutes add every route again. Control loop only.
+func (d *Dataplane) forgetHostRoutes() {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	clear(d.hostRoutes)
+}
+
 // routeHosts makes the routes those of a snapshot. Under publishing.
 func (d *Dataplane) routeHosts(s *service.Snapshot) error {
 	if d.cfg.Mode == ModeFront || s == nil {

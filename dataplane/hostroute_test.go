@@ -77,6 +77,23 @@ func testHostProcesses(t *testing.T, kind PortKind, filter string) {
 	}
 	b.exchanges(40, 80, 3) // pods are as before
 	b.exchanges(41, 443, 3)
+	// A return port that somebody sets down is set up again, and its routes are back.
+	b.Node.Down("sluice-out")
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		within, done := context.WithTimeout(ctx, time.Second)
+		_, err := b.Node.Exchange(within, "tcp", netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 40), 80), 1000)
+		if err == nil {
+			_, err = b.Node.Exchange(within, "tcp", netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv6, 40), 80), 1000)
+		}
+		done()
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after the return port was set down: %v", err)
+		}
+	}
+	b.exchanges(40, 80, 3)
 	// Without the return port ClusterIPs are unreachable at once.
 	b.settle()
 	lost := make(chan error, 1)

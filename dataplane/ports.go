@@ -543,6 +543,7 @@ func (d *Dataplane) keepReturnPort(there map[int]netlink.Link) error {
 			if err := d.nl.LinkSetUp(end); err != nil {
 				d.log.Error("setting the return port up", "interface", at.Name, "err", err)
 			}
+			d.forgetHostRoutes() // the kernel has removed them
 		}
 	}
 	return nil

@@ -100,3 +100,33 @@ func must(b []byte, err error) []byte {
 	}
 	return b
 }
+
+// TestDefaultListenersAreLoopback: a daemon that is told nothing listens on loopback only,
+// and serves no profiles (CVE-2019-11248 was a debug handler on an open port).
+func TestDefaultListenersAreLoopback(t *testing.T) {
+	n := newNode(t)
+	p := n.start()
+	listening := 0
+	for _, file := range []string{"tcp", "tcp6"} {
+		for line := range strings.Lines(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", p.Pid(), file))))) {
+			f := strings.Fields(line)
+			if len(f) < 4 || f[3] != "0A" { // TCP_LISTEN
+				continue
+			}
+			listening++
+			address, _, _ := strings.Cut(f[1], ":")
+			if address != "0100007F" && address != "00000000000000000000000001000000" {
+				t.Errorf("listens on %s (%s)", f[1], file)
+			}
+		}
+	}
+	if listening < 2 {
+		t.Errorf("%d listeners: health and metrics are two", listening)
+	}
+	for _, url := range []string{healthURL, metricsURL} {
+		if status, _, err := n.get(url + "/debug/pprof/"); status != 404 {
+			t.Errorf("%s serves profiles: %d, %v", url, status, err)
+		}
+	}
+	n.stop(p)
+}
