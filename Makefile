@@ -71,10 +71,14 @@ bench-micro: ## Run the micro-benchmarks of every room, for benchstat (TESTFLAGS
 # All but the table's peers, which take an hour: make bench-flowtable.
 MICRO ?= ^Benchmark([^P]|P[^e]|Pe[^e])
 
+# EVENTS is how many random histories of Services and EndpointSlices are gone through; 100000 take about a minute.
+EVENTS ?= 20000
+
 .PHONY: model
-model: ## Check the flow table: 10^6 lookups in the kernel (root), 10^4 histories, every interleaving of its protocol.
+model: ## Check the flow table: 10^6 lookups in the kernel (root), 10^4 histories, every interleaving of its protocol; and histories of Services.
 	SLUICE_TUPLES=1000000 $(GO) test -count 1 -run '^TestOracle$$' ./xdpprog
 	SLUICE_HISTORIES=10000 $(GO) test -count 1 -run '^TestLinearizable' ./flowtable
+	SLUICE_EVENT_HISTORIES=$(EVENTS) $(GO) test -count 1 -v -run '^TestHistories$$' ./service
 	$(GO) run ./flowtable/model
 
 # Passes, not -count: the figures of one table are then taken at different times, each beside those of the others.

@@ -146,8 +146,6 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		case w.beside(p):
 			return w.direct(i)
 		case w.statelessReply(i):
-		case w.d.cfg.Mode == ModeAlone && s.InRange(&p.Dst):
-			w.drop(i, Unallocated)
 		default:
 			w.giveBack(i, NotServed)
 		}

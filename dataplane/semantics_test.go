@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/netip"
@@ -218,4 +219,38 @@ func testMasquerade(t *testing.T, kind PortKind) {
 			t.Error("not returned for masquerading")
 		}
 	})
+}
+
+// TestUnallocated: where nobody else knows the Service range, what goes to an address in it
+// that no Service has ends on the node, in silence. It takes the range's route to the
+// return port, where nothing passes.
+func TestUnallocated(t *testing.T) { eachKind(t, testUnallocated) }
+
+func testUnallocated(t *testing.T, kind PortKind) {
+	b := newTestbed(t, netlab.ClusterOptions{Outside: true}, of(kind, func(c *Config) { c.Mode = ModeAlone }))
+	_, backends := b.echo(8080)
+	ranges := []netip.Prefix{netip.MustParsePrefix("198.19.0.0/16"), netip.MustParsePrefix("2001:db8:2::/112")}
+	c := service.NewCatalog(service.Config{ServiceCIDRs: ranges})
+	tell(c, testService{name: "echo", number: 34, port: 80, backends: backends}, nil)
+	b.commit(c)
+	b.exchanges(34, 80, 2)
+	out := b.Outside.Capture(netlab.PodDevice, netlab.CaptureOptions{Match: func(f *netlab.Frame) bool { return f.Direction == netlab.In }})
+	for _, f := range netlab.Families {
+		if err := b.reaches("tcp", f, 35, 80); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v: %v, want silence", f, err)
+		}
+	}
+	b.settle()
+	frames, err := out.Drain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range frames {
+		for _, family := range netlab.Families {
+			addr := netlab.ClusterIP(family, 35)
+			if raw := addr.AsSlice(); bytes.Contains(f.Data, raw) {
+				t.Errorf("a frame for %v has left the node", addr)
+			}
+		}
+	}
 }

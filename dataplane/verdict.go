@@ -62,7 +62,6 @@ const (
 	TooBig          // rejected with the MTU of the way on: too long, and not to be cut
 	UnknownPort     // rejected: the address is a frontend's, the port is not
 	PolicyRefused   // rejected: the same, and nobody else serves it
-	Unallocated     // dropped: the address is in a Service range, and nobody has it
 	NoLocal         // dropped: policy Local, and no endpoint on this node
 	SpoofedSource   // dropped: the source does not live behind this port
 	RejectLimited   // dropped: too many rejects in this second
@@ -114,7 +113,6 @@ var reasonWords = [firstNatReason]struct {
 	BackendGone:     {"backend_gone", Rejected},
 	UnknownPort:     {"unknown_port", Rejected},
 	PolicyRefused:   {"policy_refused", Rejected},
-	Unallocated:     {"unallocated", Dropped},
 	NoLocal:         {"no_local_endpoints", Dropped},
 	SpoofedSource:   {"spoofed_source", Dropped},
 	RejectLimited:   {"reject_limited", Dropped},

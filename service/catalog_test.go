@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"testing"
@@ -209,6 +210,26 @@ func BenchmarkCatalog(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				told().Commit()
+			}
+		})
+		b.Run(fmt.Sprintf("services=%d/memory", n), func(b *testing.B) {
+			heap := func() uint64 {
+				runtime.GC()
+				runtime.GC()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return m.HeapAlloc
+			}
+			for b.Loop() {
+				before := heap()
+				c := NewCatalog(Config{NodeName: "n1"})
+				moreServices, moreSlices := big(n) // their strings are kept, as those that come off a wire are
+				c.ReplaceServices(moreServices)
+				c.ReplaceSlices(moreSlices)
+				c.Commit()
+				moreServices, moreSlices = nil, nil
+				b.ReportMetric(float64(heap()-before)/(1<<20), "MiB")
+				runtime.KeepAlive(c)
 			}
 		})
 		b.Run(fmt.Sprintf("services=%d/endpoint", n), func(b *testing.B) {

@@ -24,9 +24,6 @@ func (s *Snapshot) Policed(addr *[16]byte) bool {
 	return ok
 }
 
-// InRange says whether the address is in a range that ClusterIPs come from. If Serves says no to it, nobody has it.
-func (s *Snapshot) InRange(addr *[16]byte) bool { return contains(s.around.ranges, addr) }
-
 // Ranges lists the ranges that ClusterIPs come from, as far as they are known. The caller must not change it.
 func (s *Snapshot) Ranges() []netip.Prefix { return s.around.ranges }
 

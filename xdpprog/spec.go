@@ -47,7 +47,7 @@ const (
 const (
 	DefaultSlots        = 256
 	DefaultQueues       = 1
-	DefaultMaxAddresses = 65536
+	DefaultMaxAddresses = 262144
 	DefaultStaleAfter   = 250 * time.Millisecond
 	DefaultHoldFor      = 3 * time.Second
 )
