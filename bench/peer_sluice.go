@@ -65,6 +65,7 @@ mode: front
 hostnameOverride: node
 %s
 runDir: %s
+stateDir: "" # a start is from nothing, and leaves nothing on the machine
 flowTable:
   capacity: %d
 heartbeat:
