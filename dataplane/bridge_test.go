@@ -97,8 +97,8 @@ func testPodsBehindABridge(t *testing.T, kind PortKind) {
 		if _, err := in.Send(f); err != nil {
 			t.Fatal(err)
 		}
-		if i%64 == 63 {
-			time.Sleep(time.Millisecond)
+		if i%200 == 199 {
+			b.reach(SpoofedSource, before.Reason(SpoofedSource)+uint64(i+1))
 		}
 	}
 	s := b.settle()
