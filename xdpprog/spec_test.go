@@ -9,7 +9,7 @@ import (
 func TestSpecDefaults(t *testing.T) {
 	s := Spec{FlowBuckets: 2, FlowRecords: 2}.withDefaults()
 	want := Spec{
-		Slots: 256, Queues: 1, ReturnQueues: 1, FlowBuckets: 2, FlowRecords: 2, MaxAddresses: 65536,
+		Slots: 256, Queues: 1, ReturnQueues: 1, FlowBuckets: 2, FlowRecords: 2, MaxAddresses: 262144,
 		StaleAfter: 250 * time.Millisecond, HoldFor: 3 * time.Second,
 	}
 	if s != want {
