@@ -129,6 +129,11 @@ func (w *worker) fragment(i int) {
 	p := &b.packets[i]
 	var piece nat.Piece
 	r := piece.Parse(b.frames[i], p)
+	invalid := r == nat.BadTCPFlags && w.isReply(i)
+	if invalid && piece.Atomic() {
+		w.drop(i, InvalidReply)
+		return
+	}
 	if r == nat.BadFragment || r != nat.OK && piece.Atomic() {
 		w.giveBack(i, unparsed(r))
 		return
@@ -151,6 +156,10 @@ func (w *worker) fragment(i int) {
 		return
 	}
 	switch {
+	case d.fate == fateUnknown && invalid:
+		d.fate, d.reason = fateDrop, InvalidReply
+		w.drop(i, InvalidReply)
+		w.release(d)
 	case d.fate == fateUnknown && r != nat.OK:
 		// Without its transport header in the first piece nobody can translate it: all of
 		// it is the kernel's.

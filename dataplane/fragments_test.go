@@ -8,6 +8,10 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/internal/netlab"
+	"github.com/sluice-net/sluice/nat"
 )
 
 // datagramFrames is a UDP datagram of a client's flow, cut into fragments of at
@@ -258,6 +262,88 @@ func TestFragmentsOfEndedFirst(t *testing.T) {
 		t.Errorf("%d fragments given back, want %d", n, len(frames))
 	}
 	r.balanced(t)
+}
+
+// TestFragmentsOfInvalidReply: a first fragment whose flags no connection has, but whose
+// ports are a known flow's, is a reply that the client must not see from the backend's
+// address. So it is with a whole packet, and with the IPv6 kind of fragment that is one
+// (TestAtomicInvalidReply).
+func TestFragmentsOfInvalidReply(t *testing.T) {
+	const synFin = 3
+	for _, c := range []struct {
+		name    string
+		pieces  int
+		reverse bool
+		from    netip.AddrPort
+		want    Reason
+	}{
+		{"whole", 1, false, netip.AddrPortFrom(rigBackend, 8080), InvalidReply},
+		{"in order", 3, false, netip.AddrPortFrom(rigBackend, 8080), InvalidReply},
+		{"reversed", 3, true, netip.AddrPortFrom(rigBackend, 8080), InvalidReply},
+		{"of no flow", 3, true, netip.AddrPortFrom(rigBackend, 8081), unparsed(nat.BadTCPFlags)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, 64)
+			r.run([][]byte{tcpPieces(flowClient(0), rigVIP, 1<<1, 0, 1)[0]})
+			if r.counts[ForwardDirect] != 1 {
+				t.Fatalf("the flow did not begin: %v", r.counts)
+			}
+			r.in.port = r.backend
+			frames := tcpPieces(c.from, flowClient(0), synFin, 3000, c.pieces)
+			if c.reverse {
+				slices.Reverse(frames)
+			}
+			r.run(frames)
+			if n := r.counts[c.want]; n != uint64(c.pieces) {
+				t.Errorf("%d of %d pieces ended as %s; counts %v", n, c.pieces, c.want, r.counts)
+			}
+			r.balanced(t)
+		})
+	}
+}
+
+func TestAtomicInvalidReply(t *testing.T) {
+	r := newRig(t, 64)
+	client, backend := netlab.PodAddr(netlab.IPv6, 1, 1).As16(), netlab.PodAddr(netlab.IPv6, 1, 2).As16()
+	f := flowtable.Flow{
+		Client: client, ClientPort: 1024, Frontend: netlab.ClusterIP(netlab.IPv6, 1).As16(), FrontendPort: 80,
+		Backend: backend, BackendPort: 8080, Source: client, SourcePort: 1024, Proto: protoTCP,
+	}
+	if _, result := r.d.table.Insert(&f, r.tick); result != flowtable.Inserted {
+		t.Fatal(result)
+	}
+	frame := []byte{2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 28, 44, 64}
+	frame = append(append(frame, backend[:]...), client[:]...)
+	frame = append(frame, protoTCP, 0, 0, 0, 0, 0, 0, 7) // neither offset nor more
+	frame = append(frame, 8080>>8, 8080&0xff, 1024>>8, 1024&0xff, 0, 0, 0, 1, 0, 0, 0, 1, 5<<4, 3, 0, 0, 0, 0, 0, 0)
+	r.run([][]byte{frame})
+	if r.counts[InvalidReply] != 1 {
+		t.Errorf("counts %v, want one %s", r.counts, InvalidReply)
+	}
+	r.balanced(t)
+}
+
+// tcpPieces is a TCP packet with n bytes of data, cut into so many pieces.
+func tcpPieces(src, dst netip.AddrPort, flags byte, n, pieces int) (frames [][]byte) {
+	tcp := make([]byte, 20+n)
+	binary.BigEndian.PutUint16(tcp, src.Port())
+	binary.BigEndian.PutUint16(tcp[2:], dst.Port())
+	tcp[12], tcp[13] = 5<<4, flags
+	size := (len(tcp)/pieces + 7) &^ 7
+	for at := 0; at < len(tcp); at += size {
+		data := tcp[at:min(at+size, len(tcp))]
+		f := append([]byte{2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 8, 0, 0x45, 0, 0, 0, 0, 7, 0, 0, 64, protoTCP, 0, 0}, src.Addr().AsSlice()...)
+		f = append(append(f, dst.Addr().AsSlice()...), data...)
+		binary.BigEndian.PutUint16(f[16:], uint16(20+len(data)))
+		bits := uint16(at / 8)
+		if at+size < len(tcp) {
+			bits |= 0x2000
+		}
+		binary.BigEndian.PutUint16(f[20:], bits)
+		binary.BigEndian.PutUint16(f[24:], ^slowSum(f[14:34], 0))
+		frames = append(frames, f)
+	}
+	return frames
 }
 
 func TestFragmentsAllocateNothing(t *testing.T) {
