@@ -445,6 +445,7 @@ func dataplaneConfig(cfg *config.Configuration) (dataplane.Config, error) {
 		ReturnPort:        cfg.ReturnPort,
 		HeartbeatStale:    time.Duration(cfg.Heartbeat.StaleAfter),
 		HoldKnown:         time.Duration(cfg.Heartbeat.HoldKnown),
+		FragmentWait:      time.Duration(cfg.FragmentWait),
 		Timeouts: flowtable.Timeouts{
 			TCPOpening:     time.Duration(cfg.Conntrack.TCPOpeningTimeout),
 			TCPEstablished: time.Duration(cfg.Conntrack.TCPEstablishedTimeout),

@@ -491,6 +491,7 @@ func TestDataplaneConfig(t *testing.T) {
 		TCPOpeningTimeout: second(4), TCPEstablishedTimeout: second(5), TCPCloseWaitTimeout: second(6),
 		TCPClosingTimeout: second(7), UDPTimeout: second(8), UDPStreamTimeout: second(9),
 	}
+	c.FragmentWait = config.Duration(300 * time.Millisecond)
 	c.ReplaceForeignXDP, c.Debug.FrameOwnership = true, true
 	c.WorkerMode, c.WorkerCPUs = "busy", "1,3-4"
 	c.Interfaces = append(c.Interfaces, config.Interface{Name: "x*", Driver: "veth", Role: "pods", Kind: "none"})
@@ -503,6 +504,7 @@ func TestDataplaneConfig(t *testing.T) {
 		Ports:   []dataplane.PortConfig{{Name: "eth0", Kind: dataplane.KindNative}, {Name: "eth1", Kind: dataplane.KindGeneric}, {Name: "eth2", Kind: dataplane.KindAuto}, {Name: "x*", Driver: "veth", Role: dataplane.RolePods, Kind: dataplane.KindNone}},
 		Workers: 3, WorkerMode: dataplane.WorkerBusy, CPUs: []int{1, 3, 4}, Frames: 4096, FrameSize: 2048, RingSize: 1024, FlowCapacity: 77,
 		BusySpin: time.Second, HeartbeatStale: 2 * time.Second, HoldKnown: 3 * time.Second,
+		FragmentWait: 300 * time.Millisecond,
 		Timeouts: flowtable.Timeouts{
 			TCPOpening: 4 * time.Second, TCPEstablished: 5 * time.Second, TCPCloseWait: 6 * time.Second,
 			TCPClosing: 7 * time.Second, UDPUnreplied: 8 * time.Second, UDPStream: 9 * time.Second,

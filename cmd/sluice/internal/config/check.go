@@ -46,7 +46,9 @@ const (
 	minStaleAfter  = 100 * time.Millisecond // twice the beat of a sleeping worker
 	maxHoldKnown   = time.Minute
 	maxBusySpin    = time.Second
-	maxCPUs        = 1024
+	// What became of a datagram is known no longer.
+	maxFragmentWait = 5 * time.Second
+	maxCPUs         = 1024
 )
 
 // Check says what cannot be. The error is a Problems. It judges the words
@@ -80,6 +82,7 @@ func (d *Draft) Check() error {
 		c.refuse("workerCPUs", "%v", err)
 	}
 	c.duration("busySpin", d.BusySpin, 0, maxBusySpin)
+	c.duration("fragmentWait", d.FragmentWait, 0, maxFragmentWait)
 	if d.Frames != 0 {
 		c.number("frames", d.Frames, minFrames, maxFrames)
 	}

@@ -114,6 +114,8 @@ func TestBadFiles(t *testing.T) {
 		{"worker mode", head + "workerMode: lazy\n", `f.yaml:3: workerMode: want adaptive, busy or interrupt, got "lazy"`},
 		{"worker cpus", head + "workerCPUs: 3-1\n", `f.yaml:3: workerCPUs: want processors such as 2,4-6, each below 1024, got "3-1"`},
 		{"spin", head + "busySpin: 2s\n", "f.yaml:3: busySpin: want 0s to 1s, got 2s"},
+		{"fragment wait", head + "fragmentWait: 6s\n", "f.yaml:3: fragmentWait: want 0s to 5s, got 6s"},
+		{"fragment wait below nothing", head + "fragmentWait: -1ms\n", "f.yaml:3: fragmentWait: want 0s to 5s, got -1ms"},
 		{"on exit", head + "onExit: leave\n", `f.yaml:3: onExit: want remove or keep, got "leave"`},
 		{"return port's name", head + "returnPort: twelveletter\n", `f.yaml:3: returnPort: want at most 11 characters, got "twelveletter"`},
 		{"address without port", head + "metricsBindAddress: 127.0.0.1\n", `f.yaml:3: metricsBindAddress: want an IP address and a port such as 127.0.0.1:10356 or [::1]:10356, got "127.0.0.1"`},

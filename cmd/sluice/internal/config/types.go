@@ -113,6 +113,10 @@ type Configuration struct {
 	// BusySpin is how long an adaptive worker without traffic spins before it
 	// sleeps: latency against processor time.
 	BusySpin Duration `yaml:"busySpin"`
+	// FragmentWait is how long the fragments of a datagram wait for the first of
+	// it, which alone has the ports; then they are the kernel's. 0s: 1s, and 20ms
+	// in mode front, where the first may have been the kernel's.
+	FragmentWait Duration `yaml:"fragmentWait"`
 	// Frames is the number of frames of packet memory, which is locked. 0:
 	// enough for every queue of every interface.
 	Frames int `yaml:"frames"`
