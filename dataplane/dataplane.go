@@ -42,6 +42,7 @@ type Dataplane struct {
 	table      *flowtable.Table
 	affinities *service.Affinities
 	localPorts [2]uint16 // the first and the last that the kernel gives to processes
+	errorLimit *errorLimit
 	umem       *xsk.Umem
 	beats      []atomic.Uint64 // the classifier's, by slot x queues + queue
 	ports      atomic.Pointer[portSet]

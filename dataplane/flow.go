@@ -476,7 +476,7 @@ func (w *worker) rejectTooBig(i int, a *adjacency, direction flowtable.Direction
 func (w *worker) answer(i int, reason Reason, from [16]byte, mtu uint16) {
 	b := &w.b
 	p := &b.packets[i]
-	if !w.rejects.take(w.now) {
+	if !w.mayAnswer(i, reason) {
 		w.drop(i, RejectLimited)
 		return
 	}

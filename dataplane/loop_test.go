@@ -75,7 +75,7 @@ func newRig(tb testing.TB, flows int) *rig {
 	e := testEgress(newFIB(links, nil, routes, neighs), r.client, r.backend)
 	e.adj = newAdjacencies(1 << 17)
 	d := &Dataplane{cfg: Config{}.withDefaults(), log: slog.New(slog.DiscardHandler), clock: clock, table: table, umem: umem, egress: e,
-		returnPort: &port{returns: true, ifindex: 9}}
+		returnPort: &port{returns: true, ifindex: 9}, errorLimit: newErrorLimit(defaultErrorRates)}
 	svc, eps := testService{name: "s", number: 1, port: 80, backends: []netip.AddrPort{netip.AddrPortFrom(rigBackend, 8080)}}.objects()
 	snapshot, _ := service.Build(&service.Config{}, nil, []*corev1.Service{svc}, eps)
 	r.worker = newWorker(d, 0)
@@ -150,7 +150,6 @@ func (r *rig) clear() {
 // rejects, returned and dropped frames.
 func TestProcessAllocatesNothing(t *testing.T) {
 	r := newRig(t, 4096)
-	r.rejects.tokens = 1 << 40
 	known := make([][]byte, 32)
 	for i := range known {
 		known[i] = udpFrame(t, i)
@@ -183,7 +182,7 @@ func TestProcessAllocatesNothing(t *testing.T) {
 	for _, c := range []struct {
 		reason Reason
 		least  uint64
-	}{{ForwardDirect, 51 * 40}, {UnknownPort, 1}, {SpoofedSource, 51}, {unparsed(nat.Truncated), 51}} {
+	}{{ForwardDirect, 51 * 40}, {UnknownPort, 6}, {RejectLimited, 40}, {SpoofedSource, 51}, {unparsed(nat.Truncated), 51}} {
 		if r.counts[c.reason] < c.least {
 			t.Errorf("%s: %d frames, want at least %d", c.reason, r.counts[c.reason], c.least)
 		}

@@ -254,6 +254,7 @@ func (d *Dataplane) load() error {
 		return err
 	}
 	d.localPorts = localPorts()
+	d.errorLimit = newErrorLimit(readErrorRates())
 	d.affinities = service.NewAffinities(d.cfg.AffinityCapacity)
 	if err := d.openTable(); err != nil {
 		return err

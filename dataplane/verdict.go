@@ -64,7 +64,7 @@ const (
 	PolicyRefused   // rejected: the same, and nobody else serves it
 	NoLocal         // dropped: policy Local, and no endpoint on this node
 	SpoofedSource   // dropped: the source does not live behind this port
-	RejectLimited   // dropped: too many rejects in this second
+	RejectLimited   // dropped: too many answers, of the node or to this client
 	RejectRefused   // dropped: an answer to this frame may not be sent
 	FragmentOverlap // dropped: of a datagram whose fragments overlap
 	FragmentAgain   // dropped: this fragment came before

@@ -116,7 +116,7 @@ type worker struct {
 	now      uint64 // monotonic ns, once a turn of the loop
 	tick     flowtable.Tick
 	target   flowtable.Target
-	rejects  tokenBucket
+	resets   tokenBucket
 	// fragments of datagrams that are on their way.
 	fragments *fragments
 	rng       rand.PCG
@@ -144,29 +144,6 @@ type worker struct {
 	// given are the queues that the control loop wants it to have, has those that
 	// it has; the worker takes over between two turns.
 	given, has atomic.Pointer[[]*queue]
-}
-
-// tokenBucket limits the answers a worker sends: a thousand a second, in bursts
-// of fifty, as the kernel limits its own (icmp_msgs_per_sec, icmp_msgs_burst).
-type tokenBucket struct {
-	tokens uint64 // in ns of credit
-	last   uint64
-}
-
-const (
-	rejectEvery = uint64(time.Second / 1000)
-	rejectBurst = 50
-)
-
-// take reports whether one more answer may be sent at now.
-func (b *tokenBucket) take(now uint64) bool {
-	b.tokens = min(b.tokens+now-b.last, rejectBurst*rejectEvery)
-	b.last = now
-	if b.tokens < rejectEvery {
-		return false
-	}
-	b.tokens -= rejectEvery
-	return true
 }
 
 func newWorker(d *Dataplane, id int) *worker {
