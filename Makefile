@@ -40,6 +40,14 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s); FUZZ=./nat for those of one p
 differential: ## Compare Sluice with the kernel's own NAT, byte for byte (root; FRAMES=1000000 SEED=1 for more of it).
 	$(GO) run ./internal/differential -frames $(FRAMES) -seed $(SEED)
 
+NATLABS := ^Test(FragmentedDatagrams|ShuffledFragments|Hairpin|Collisions|BulkTCP|Checksums)$$
+
+.PHONY: nat-labs
+nat-labs: ## Ordinary sockets through ClusterIPs, as many as a claim needs: fragments, hairpins, 1 GiB of TCP, checksums (root).
+	@mkdir -p bin
+	@SLUICE_FULL=1 $(GO) test -count 1 -timeout 30m -v -run '$(NATLABS)' ./dataplane >bin/nat-labs.txt || { cat bin/nat-labs.txt; exit 1; }
+	@sed -n 's/^.*\(nat-labs: \)/\1/p' bin/nat-labs.txt
+
 .PHONY: bench-quick
 bench-quick: build kube ## Measure Sluice beside kube-proxy, eBPF and plain routing in three minutes: does it run, are results sane (root).
 	./bin/sluice bench --quick --kubernetes bin/kube --output bin/bench-quick.json --html bin/bench-quick.html

@@ -215,54 +215,6 @@ func testUnreachableClient(t *testing.T, kind PortKind) {
 	}
 }
 
-// TestFragmentedDatagrams: larger than the MTU, both ways, local and remote.
-func TestFragmentedDatagrams(t *testing.T) { eachKind(t, testFragmentedDatagrams) }
-
-func testFragmentedDatagrams(t *testing.T, kind PortKind) {
-	for _, mode := range []Mode{ModeFront, ModeAlone} {
-		t.Run(mode.String(), func(t *testing.T) {
-			b := newTestbed(t, netlab.ClusterOptions{}, of(kind, func(c *Config) { c.Mode = mode }))
-			_, backends := b.echo(8080)
-			b.publish(testService{name: "large", number: 18, port: 80, backends: backends})
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-			defer cancel()
-			for _, f := range netlab.Families {
-				for i := range 30 {
-					size := 1400 + i*2100
-					if _, err := b.Clients[0].Exchange(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 18), 80), size); err != nil {
-						t.Fatalf("%s %d bytes: %v", f, size, err)
-					}
-				}
-			}
-			if s := b.settle(); s.Reason(FragmentExpired)+s.Verdict(Dropped) != 0 {
-				t.Errorf("%d fragments expired, %d frames dropped", s.Reason(FragmentExpired), s.Verdict(Dropped))
-			}
-		})
-	}
-}
-
-// TestHairpinError: nobody listens behind a pod's own Service, and the pod learns it
-// from itself.
-func TestHairpinError(t *testing.T) { eachKind(t, testHairpinError) }
-
-func testHairpinError(t *testing.T, kind PortKind) {
-	b := newTestbed(t, netlab.ClusterOptions{}, of(kind))
-	client := b.Clients[0]
-	var self []netip.AddrPort
-	for _, f := range netlab.Families {
-		self = append(self, client.AddrPort(f, 9)) // nobody there
-	}
-	b.publish(testService{name: "self", number: 28, port: 80, backends: self})
-	for _, f := range netlab.Families {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		_, err := client.Exchange(ctx, "udp", netip.AddrPortFrom(netlab.ClusterIP(f, 28), 80), 100)
-		cancel()
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("%s: got %v, want connection refused", f, err)
-		}
-	}
-}
-
 // TestNoICMPEndsAFlow: whatever is said of a flow, and by whom, it stays.
 func TestNoICMPEndsAFlow(t *testing.T) {
 	r := newRig(t, 64)

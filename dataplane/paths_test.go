@@ -68,68 +68,6 @@ func testBackendOnTheNode(t *testing.T, kind PortKind) {
 	}
 }
 
-// TestCompleteChecksums: pods that finish their checksums themselves, as frames
-// off a wire are finished, and what arrives is right in full.
-func TestCompleteChecksums(t *testing.T) { eachKind(t, testCompleteChecksums) }
-
-func testCompleteChecksums(t *testing.T, kind PortKind) {
-	b := newTestbed(t, netlab.ClusterOptions{}, of(kind))
-	pods := append(append([]*netlab.Pod{}, b.Backends...), b.Clients[0], b.RemoteBackend)
-	var captures []*netlab.Capture
-	for _, p := range pods {
-		p.Offload(netlab.PodDevice, "tx", false)
-		captures = append(captures, p.Capture(netlab.PodDevice, netlab.CaptureOptions{Match: func(f *netlab.Frame) bool { return f.Direction == netlab.In }}))
-	}
-	_, backends := b.echo(8080)
-	b.publish(testService{name: "echo", number: 11, port: 80, backends: backends})
-	b.exchanges(11, 80, 10)
-	b.settle()
-	complete := 0
-	for i, c := range captures {
-		frames, err := c.Drain()
-		if err != nil || c.Lost() > 0 {
-			t.Fatalf("capture in %s: %d frames lost, %v", pods[i].Name(), c.Lost(), err)
-		}
-		for _, f := range frames {
-			if err := netlab.VerifyChecksums(&f); err != nil {
-				t.Errorf("%s received a bad frame: %v\n%x", pods[i].Name(), err, f.Data)
-			}
-			if !f.Partial {
-				complete++
-			}
-		}
-	}
-	if complete < 200 {
-		t.Errorf("%d frames with complete checksums: that cannot be all", complete)
-	}
-}
-
-// TestHairpin: a pod that reaches itself through its own Service sees the node as
-// its client, and the ClusterIP as its server.
-func TestHairpin(t *testing.T) { eachKind(t, testHairpin) }
-
-func testHairpin(t *testing.T, kind PortKind) {
-	b := newTestbed(t, netlab.ClusterOptions{}, of(kind))
-	client := b.Clients[0]
-	tcp, udp := client.EchoOn(8080)
-	var self []netip.AddrPort
-	for _, f := range netlab.Families {
-		self = append(self, client.AddrPort(f, 8080))
-	}
-	b.publish(testService{name: "self", number: 12, port: 80, backends: self})
-	b.exchanges(12, 80, 100)
-	for _, s := range []*netlab.EchoServer{tcp, udp} {
-		for _, p := range s.Peers() {
-			if a := p.Addr().Unmap(); a != netlab.NodeAddr(netlab.IPv4, 1) && a != netlab.NodeAddr(netlab.IPv6, 1) {
-				t.Errorf("%s saw %s, want the node's address", s.Addr(), p)
-			}
-		}
-	}
-	if s := b.settle(); s.Verdict(Returned) != 0 || s.Verdict(Dropped) != 0 {
-		t.Errorf("returned %d, dropped %d, want none", s.Verdict(Returned), s.Verdict(Dropped))
-	}
-}
-
 // TestCollisions: one client port to two ClusterIPs that share a backend, and to the
 // backend itself, a thousand times. The backend sees three ports, the client gets each
 // answer from where it asked.
@@ -172,6 +110,7 @@ func testCollisions(t *testing.T, kind PortKind) {
 			}
 		}
 	}
+	var ports [2]int // their own, another
 	for _, s := range []*netlab.EchoServer{tcp, udp} {
 		own, other := 0, 0
 		for _, p := range s.Peers() {
@@ -187,7 +126,9 @@ func testCollisions(t *testing.T, kind PortKind) {
 		if own == 0 || other == 0 {
 			t.Errorf("%s saw %d peers on their own port and %d on another, want both", s.Addr(), own, other)
 		}
+		ports[0], ports[1] = ports[0]+own, ports[1]+other
 	}
+	t.Logf("nat-labs: collisions=%d ports=%s peers_on_own_port=%d peers_on_another=%d", 4*times, kind, ports[0], ports[1])
 }
 
 // TestUnknownNeighbour: what has no link-layer address yet goes by the return
