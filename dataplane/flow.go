@@ -203,6 +203,11 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 			w.giveBack(i, Masqueraded)
 			return none
 		}
+		if a.path == pathLocal {
+			// A process of the node would answer the node's address past us.
+			source = hairpin(&p.Src)
+			break
+		}
 		if source = e.fib.Load().nodeAddress(&be.Addr); source == ([16]byte{}) {
 			w.giveBack(i, Masqueraded)
 			return none

@@ -205,6 +205,18 @@ func testMasquerade(t *testing.T, kind PortKind) {
 			if seen == 0 {
 				t.Error("no backend saw anybody")
 			}
+			// A process of the node answers a client that it sees as the node itself
+			// past us. It must see another.
+			var itself []netip.AddrPort
+			for _, f := range netlab.Families {
+				at := netip.AddrPortFrom(netlab.NodeAddr(f, 1), 6443)
+				b.Node.EchoTCP(at)
+				b.Node.EchoUDP(at)
+				itself = append(itself, at)
+			}
+			tell(c, testService{name: "itself", number: 34, port: 443, backends: itself}, nil)
+			b.commit(c)
+			b.exchanges(34, 443, 4)
 		})
 	}
 	t.Run("front", func(t *testing.T) {
