@@ -174,6 +174,29 @@ func TestErrorLimitAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestWhichAnswersAreLimited: those of one kind share a destination's bucket with those of
+// another; path MTU discovery has none, and resets have another.
+func TestWhichAnswersAreLimited(t *testing.T) {
+	r := newRig(t, 64)
+	r.load([][]byte{udpFrame(t, 0)})
+	r.parse()
+	r.now = 1 << 40
+	for _, c := range []struct {
+		reason Reason
+		want   int
+	}{{NoEndpoints, peerBurst}, {TTLExceeded, 0}, {UnknownPort, 0}, {TooBig, 100}, {BackendGone, resetBurst}} {
+		n := 0
+		for range 100 {
+			if r.mayAnswer(0, c.reason) {
+				n++
+			}
+		}
+		if n != c.want {
+			t.Errorf("%s: %d of 100 answers at once, want %d", c.reason, n, c.want)
+		}
+	}
+}
+
 func TestRanges(t *testing.T) {
 	for _, c := range []struct{ list, in, out string }{
 		{"0-1,3-127", "0 1 3 127", "2 128 255"},
