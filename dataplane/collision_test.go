@@ -59,3 +59,47 @@ func TestForcedCollisions(t *testing.T) {
 		}
 	}
 }
+
+// TestClaimedPorts: a connection with the backend itself has the client's port. The new
+// flow gets another one of the same class, and one all the same if every one is claimed.
+func TestClaimedPorts(t *testing.T) {
+	const flows = 200
+	r := newRig(t, 4*flows)
+	begin := func(client netip.AddrPort) (f flowtable.Flow) {
+		t.Helper()
+		r.load([][]byte{udpFromTo(t, client, rigVIP)})
+		r.process()
+		r.clear()
+		ref := r.d.table.Lookup(&flowtable.Tuple{Src: client.Addr().As16(), SrcPort: client.Port(), Dst: rigVIP.Addr().As16(), DstPort: rigVIP.Port(), Proto: protoUDP})
+		if ref.Record == 0 {
+			t.Fatalf("%s found no port", client)
+		}
+		r.d.table.Flow(ref.Record, &f)
+		return f
+	}
+	r.now = r.d.clock.now()
+	for i := range flows {
+		// A client for each, with ports of both classes.
+		client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, 16, byte(1 + i)}), uint16(900+i))
+		cell := &r.d.claims[r.d.table.Hash(&flowtable.Tuple{
+			Src: client.Addr().As16(), SrcPort: client.Port(), Dst: rigBackend.As16(), DstPort: 8080, Proto: protoUDP,
+		})%uint64(len(r.d.claims))]
+		was := r.d.claimed.Load()
+		if i%2 == 1 {
+			cell.Store(r.now) // not any more
+			if f := begin(client); f.SourcePort != client.Port() || r.d.claimed.Load() != was {
+				t.Errorf("%s, not claimed any more, got port %d", client, f.SourcePort)
+			}
+			continue
+		}
+		cell.Store(r.now + 1e9)
+		if f := begin(client); f.SourcePort == client.Port() || f.SourcePort < 1024 != (client.Port() < 1024) || r.d.claimed.Load() == was {
+			t.Errorf("%s, claimed, got port %d", client, f.SourcePort)
+		}
+		cell.Store(0)
+	}
+	for i := range r.d.claims {
+		r.d.claims[i].Store(r.now + 1e9)
+	}
+	begin(netip.AddrPortFrom(rigClient, 30000))
+}

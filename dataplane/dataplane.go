@@ -45,6 +45,8 @@ type Dataplane struct {
 	errorLimit *errorLimit
 	umem       *xsk.Umem
 	beats      []atomic.Uint64 // the classifier's, by slot x queues + queue
+	claims     []atomic.Uint64 // the classifier's, by hash (worker.claimed); a power of two
+	claimed    atomic.Uint64   // what Stats says
 	ports      atomic.Pointer[portSet]
 	returnPort *port
 	slots      *slots

@@ -237,9 +237,15 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 // collides at the backend; or it ends the frame, as flow says. consistent says that the
 // flow can go on without a record.
 func (w *worker) begin(i int, f *flowtable.Flow, consistent bool) (none flowtable.Ref) {
-	like := f.ClientPort
-	masqueraded := f.SourcePort != like
-	for range portTries {
+	masqueraded := f.SourcePort != f.ClientPort
+	for try := range portTries {
+		// The last one does not ask who claims it: most of what is claimed may be
+		// others', and a client that is not served is worse off.
+		if try+1 < portTries && w.claimed(f) {
+			w.d.claimed.Add(1)
+			w.otherPort(f, masqueraded)
+			continue
+		}
 		ref, result := w.d.table.Insert(f, w.tick)
 		switch result {
 		case flowtable.Inserted, flowtable.Exists:
@@ -256,14 +262,28 @@ func (w *worker) begin(i int, f *flowtable.Flow, consistent bool) (none flowtabl
 			w.giveBack(i, ClientOverCap)
 			return none
 		}
-		if !masqueraded {
-			f.SourcePort = w.randomPort(like)
-		} else {
-			f.SourcePort = w.nodePort()
-		}
+		w.otherPort(f, masqueraded)
 	}
 	w.giveBack(i, NoFreePort)
 	return none
+}
+
+// otherPort chooses a flow's source port anew.
+func (w *worker) otherPort(f *flowtable.Flow, masqueraded bool) {
+	if masqueraded {
+		f.SourcePort = w.nodePort()
+	} else {
+		f.SourcePort = w.randomPort(f.ClientPort)
+	}
+}
+
+// claimed reports whether a connection with f's backend itself, which is no flow, comes
+// from f's source port: the classifier has seen it pass. If it is another tuple that
+// shares the cell (xdpprog/bpf/classifier.h has how often), f only gets another port.
+func (w *worker) claimed(f *flowtable.Flow) bool {
+	cells := w.d.claims
+	h := w.d.table.Hash(&flowtable.Tuple{Src: f.Source, Dst: f.Backend, SrcPort: f.SourcePort, DstPort: f.BackendPort, Proto: f.Proto})
+	return cells[h&uint64(len(cells)-1)].Load() > w.now
 }
 
 // policed ends frame i, which begins a flow that a NetworkPolicy may forbid. Where

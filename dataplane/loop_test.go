@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,7 +76,7 @@ func newRig(tb testing.TB, flows int) *rig {
 	e := testEgress(newFIB(links, nil, routes, neighs), r.client, r.backend)
 	e.adj = newAdjacencies(1 << 17)
 	d := &Dataplane{cfg: Config{}.withDefaults(), log: slog.New(slog.DiscardHandler), clock: clock, table: table, umem: umem, egress: e,
-		returnPort: &port{returns: true, ifindex: 9}, errorLimit: newErrorLimit(defaultErrorRates)}
+		returnPort: &port{returns: true, ifindex: 9}, errorLimit: newErrorLimit(defaultErrorRates), claims: make([]atomic.Uint64, 1<<12)}
 	svc, eps := testService{name: "s", number: 1, port: 80, backends: []netip.AddrPort{netip.AddrPortFrom(rigBackend, 8080)}}.objects()
 	snapshot, _ := service.Build(&service.Config{}, nil, []*corev1.Service{svc}, eps)
 	r.worker = newWorker(d, 0)

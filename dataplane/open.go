@@ -253,6 +253,9 @@ func (d *Dataplane) load() error {
 	if d.beats, err = xsk.Words(d.prog.BeatsMemory()); err != nil {
 		return err
 	}
+	if d.claims, err = xsk.Words(d.prog.Claims()); err != nil {
+		return err
+	}
 	d.localPorts = localPorts()
 	d.errorLimit = newErrorLimit(readErrorRates())
 	d.affinities = service.NewAffinities(d.cfg.AffinityCapacity)
@@ -284,6 +287,9 @@ func (d *Dataplane) openTable() error {
 	err := flowtable.Format(index, records, [2]uint64{binary.NativeEndian.Uint64(seed[:]), binary.NativeEndian.Uint64(seed[8:])})
 	if err != nil {
 		return err
+	}
+	for i := range d.claims {
+		d.claims[i].Store(0) // by another hash
 	}
 	d.table, _, err = flowtable.OpenWith(index, records, options)
 	return err

@@ -69,8 +69,8 @@ func testBackendOnTheNode(t *testing.T, kind PortKind) {
 }
 
 // TestCollisions: one client port to two ClusterIPs that share a backend, and to the
-// backend itself, a thousand times. The backend sees three ports, the client gets each
-// answer from where it asked.
+// backend itself, before them or after, a thousand times each. The backend sees three
+// ports, the client gets each answer from where it asked.
 func TestCollisions(t *testing.T) { eachKind(t, testCollisions) }
 
 func testCollisions(t *testing.T, kind PortKind) {
@@ -85,12 +85,17 @@ func testCollisions(t *testing.T, kind PortKind) {
 	defer cancel()
 	client := b.Clients[0]
 	const times = 250 // in each family and protocol
-	for i := range times {
+	for i := range 2 * times {
 		for _, f := range netlab.Families {
+			first, second, direct := netip.AddrPortFrom(netlab.ClusterIP(f, 13), 80), netip.AddrPortFrom(netlab.ClusterIP(f, 14), 80), b.Backends[0].AddrPort(f, 8080)
+			order := []netip.AddrPort{first, second, direct}
+			if i%2 == 1 {
+				order = []netip.AddrPort{direct, second, first}
+			}
 			for _, network := range []string{"tcp", "udp"} {
 				from := client.AddrPort(f, uint16(20000+i))
 				var conns []*stream
-				for _, to := range []netip.AddrPort{netip.AddrPortFrom(netlab.ClusterIP(f, 13), 80), netip.AddrPortFrom(netlab.ClusterIP(f, 14), 80), b.Backends[0].AddrPort(f, 8080)} {
+				for _, to := range order {
 					c, err := client.DialFrom(ctx, network, from, to)
 					if err != nil {
 						t.Fatalf("%s %s from port %d to %s: %v", f, network, from.Port(), to, err)
@@ -114,7 +119,7 @@ func testCollisions(t *testing.T, kind PortKind) {
 	for _, s := range []*netlab.EchoServer{tcp, udp} {
 		own, other := 0, 0
 		for _, p := range s.Peers() {
-			if p.Port() >= 20000 && p.Port() < 20000+times {
+			if p.Port() >= 20000 && p.Port() < 20000+2*times {
 				own++
 			} else {
 				other++
@@ -128,7 +133,11 @@ func testCollisions(t *testing.T, kind PortKind) {
 		}
 		ports[0], ports[1] = ports[0]+own, ports[1]+other
 	}
-	t.Logf("nat-labs: collisions=%d ports=%s peers_on_own_port=%d peers_on_another=%d", 4*times, kind, ports[0], ports[1])
+	t.Logf("nat-labs: collisions=%d ports=%s peers_on_own_port=%d peers_on_another=%d", 8*times, kind, ports[0], ports[1])
+	// Both ClusterIPs, whenever the backend itself was first.
+	if got, want := b.d.Stats().Claimed, uint64(2*len(netlab.Families)*2*times); got < want {
+		t.Errorf("%d ports were found claimed, want %d", got, want)
+	}
 }
 
 // TestUnknownNeighbour: what has no link-layer address yet goes by the return

@@ -18,6 +18,9 @@ type Stats struct {
 	Received uint64
 	Verdicts []VerdictStats
 	Flows    flowtable.Stats
+	// Claimed counts source ports that a flow could not have, since a connection with
+	// the backend itself had them.
+	Claimed  uint64
 	Frames   FrameStats
 	Snapshot SnapshotStats
 	// Adjacencies is the number of destinations in use.
@@ -90,6 +93,7 @@ type SnapshotStats struct {
 func (d *Dataplane) Stats() Stats {
 	s := Stats{
 		Flows:       d.table.Stats(),
+		Claimed:     d.claimed.Load(),
 		Frames:      FrameStats{Total: d.umem.Frames(), Free: d.umem.Pool().Free(), Lost: d.umem.Pool().Lost()},
 		Adjacencies: d.egress.adj.len(),
 

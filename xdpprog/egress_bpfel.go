@@ -18,6 +18,7 @@ import (
 const (
 	egressMapBackendAddrs  = "backend_addrs"
 	egressMapBeats         = "beats"
+	egressMapClaims        = "claims"
 	egressMapCounters      = "counters"
 	egressMapFlowIndex     = "flow_index"
 	egressMapFlowRecords   = "flow_records"
@@ -91,6 +92,7 @@ type egressProgramSpecs struct {
 type egressMapSpecs struct {
 	BackendAddrs  *ebpf.MapSpec `ebpf:"backend_addrs"`
 	Beats         *ebpf.MapSpec `ebpf:"beats"`
+	Claims        *ebpf.MapSpec `ebpf:"claims"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	FlowIndex     *ebpf.MapSpec `ebpf:"flow_index"`
 	FlowRecords   *ebpf.MapSpec `ebpf:"flow_records"`
@@ -140,6 +142,7 @@ func (o *egressObjects) Close() error {
 type egressMaps struct {
 	BackendAddrs  *ebpf.Map `ebpf:"backend_addrs"`
 	Beats         *ebpf.Map `ebpf:"beats"`
+	Claims        *ebpf.Map `ebpf:"claims"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	FlowIndex     *ebpf.Map `ebpf:"flow_index"`
 	FlowRecords   *ebpf.Map `ebpf:"flow_records"`
@@ -152,6 +155,7 @@ func (m *egressMaps) Close() error {
 	return _EgressClose(
 		m.BackendAddrs,
 		m.Beats,
+		m.Claims,
 		m.Counters,
 		m.FlowIndex,
 		m.FlowRecords,

@@ -35,7 +35,7 @@ type Objects struct {
 	egress *ebpf.Program
 	maps   xdpMaps
 	memory struct {
-		flowIndex, flowRecords, beats []byte
+		flowIndex, flowRecords, beats, claims []byte
 	}
 
 	mu       sync.Mutex
@@ -88,7 +88,7 @@ func Load(spec Spec) (_ *Objects, err error) {
 	return o, nil
 }
 
-// sizes is how many entries each map has.
+// sizes is how many entries each map has, but those that the classifier sizes itself.
 func (s *Spec) sizes() map[string]uint32 {
 	sockets := uint32(s.Slots * s.Queues)
 	return map[string]uint32{
@@ -120,11 +120,14 @@ func (o *Objects) openMaps(xdp *ebpf.CollectionSpec) error {
 		{xdpMapPorts, &o.maps.Ports},
 		{xdpMapXsks, &o.maps.Xsks},
 		{xdpMapBeats, &o.maps.Beats},
+		{xdpMapClaims, &o.maps.Claims},
 		{xdpMapCounters, &o.maps.Counters},
 	}
 	for _, m := range all {
 		spec := xdp.Maps[m.name]
-		spec.MaxEntries = sizes[m.name]
+		if n, ok := sizes[m.name]; ok {
+			spec.MaxEntries = n
+		}
 		var err error
 		if *m.to, err = o.adoptMap(spec); err != nil {
 			return err
@@ -151,6 +154,7 @@ func (o *Objects) openMaps(xdp *ebpf.CollectionSpec) error {
 		{o.maps.FlowIndex, &o.memory.flowIndex},
 		{o.maps.FlowRecords, &o.memory.flowRecords},
 		{o.maps.Beats, &o.memory.beats},
+		{o.maps.Claims, &o.memory.claims},
 	} {
 		var err error
 		if *m.to, err = mapMemory(m.from); err != nil {
@@ -178,8 +182,9 @@ func (o *Objects) adoptMap(spec *ebpf.MapSpec) (*ebpf.Map, error) {
 		return m, nil
 	}
 	m.Close()
-	if spec.Name == xdpMapCounters {
-		// They change with every new reason, which is nothing to lose flows for.
+	if spec.Name == xdpMapCounters || spec.Name == xdpMapClaims {
+		// Counters change with every new reason, and connections claim their tuples
+		// again with their next frame: nothing to lose flows for.
 		return nil, nil
 	}
 	return nil, fmt.Errorf("%w: %s: %w", ErrIncompatiblePins, path, err)
@@ -212,6 +217,7 @@ func (o *Objects) loadPrograms(xdp, steer, egress *ebpf.CollectionSpec) error {
 		xdpMapPorts:         o.maps.Ports,
 		xdpMapXsks:          o.maps.Xsks,
 		xdpMapBeats:         o.maps.Beats,
+		xdpMapClaims:        o.maps.Claims,
 		xdpMapCounters:      o.maps.Counters,
 	}
 	for _, spec := range []*ebpf.CollectionSpec{steer, egress} {
@@ -317,7 +323,7 @@ func (o *Objects) Close() error {
 		errs = append(errs, l.Close())
 		delete(o.attached, at)
 	}
-	for _, memory := range []*[]byte{&o.memory.flowIndex, &o.memory.flowRecords, &o.memory.beats} {
+	for _, memory := range []*[]byte{&o.memory.flowIndex, &o.memory.flowRecords, &o.memory.beats, &o.memory.claims} {
 		if *memory != nil {
 			errs = append(errs, unix.Munmap((*memory)[:cap(*memory)]))
 			*memory = nil

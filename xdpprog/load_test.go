@@ -27,16 +27,16 @@ func TestVerifierBudget(t *testing.T) {
 		spec               Spec
 		xdp, steer, egress uint32
 	}{
-		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 8500, 8500, 8000},
-		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 8500, 8500, 8000},
-		{"alone", Spec{Mode: ModeAlone}, 8500, 8500, 8000},
-		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 8500, 8500, 8000},
+		{"front with conntrack", Spec{Conntrack: ConntrackRequired}, 9000, 9000, 8500},
+		{"front without conntrack", Spec{Conntrack: ConntrackOff}, 9000, 9000, 8500},
+		{"alone", Spec{Mode: ModeAlone}, 9000, 9000, 8500},
+		{"SCTP", Spec{Conntrack: ConntrackRequired, SCTP: true}, 9000, 9000, 8500},
 		{"errors", Spec{Conntrack: ConntrackRequired, ICMPErrors: true}, 18000, 18000, 17500},
 		{"fragments", Spec{Conntrack: ConntrackRequired, Fragments: true}, 11000, 11000, 10500},
-		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 20000, 20000, 20000},
-		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 20000},
-		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 20000},
-		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 20000, 20000, 20000},
+		{"fragments and errors", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true}, 21000, 21000, 21000},
+		{"all, front with conntrack", Spec{Conntrack: ConntrackRequired, Fragments: true, ICMPErrors: true, SCTP: true}, 21000, 21000, 21000},
+		{"all, front without conntrack", Spec{Conntrack: ConntrackOff, Fragments: true, ICMPErrors: true, SCTP: true}, 21000, 21000, 21000},
+		{"all, alone", Spec{Mode: ModeAlone, Fragments: true, ICMPErrors: true, SCTP: true}, 21000, 21000, 21000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.spec.FlowBuckets, tt.spec.FlowRecords, tt.spec.OuterIfindex = 2, 2, 1

@@ -38,7 +38,7 @@ type Port struct {
 	Flags PortFlags
 }
 
-// FlowIndex, FlowRecords and BeatsMemory are the memory of three maps, shared
+// FlowIndex, FlowRecords, BeatsMemory and Claims are the memory of four maps, shared
 // with the programs. They are valid until [Objects.Close].
 //
 // A beat is a native-endian uint64 at 8 times [Objects.Index], nanoseconds of
@@ -52,6 +52,13 @@ func (o *Objects) FlowRecords() []byte { return o.memory.flowRecords }
 
 // BeatsMemory is described at [Objects.FlowIndex].
 func (o *Objects) BeatsMemory() []byte { return o.memory.beats }
+
+// Claims is described at [Objects.FlowIndex]. It says which tuples connections with
+// backends themselves claim, those that are no flows: a native-endian uint64 at 8 times
+// (hash of the tuple mod length/8), until when in nanoseconds of CLOCK_MONOTONIC. The
+// tuple is that of the frames to the backend, the hash the flow table's. The programs
+// write it, and several tuples may share a cell.
+func (o *Objects) Claims() []byte { return o.memory.claims }
 
 // Index is where a queue of a port has its socket and its beat.
 func (o *Objects) Index(slot, queue int) int { return slot*o.spec.Queues + queue }
@@ -152,8 +159,9 @@ func (o *Objects) Addresses() ([][16]byte, error) {
 
 // UpdateBackends changes which addresses are those of backends, as
 // [Objects.UpdateAddresses] does for those we serve. Fragments from them are ours,
-// see [Spec]; nothing else asks. An address has to stay while flows to it live, or
-// the later fragments of their replies pass untranslated.
+// see [Spec], and connections with them claim their tuples. An
+// address has to stay while flows to it live, or the later fragments of their replies pass
+// untranslated.
 func (o *Objects) UpdateBackends(add, remove [][16]byte) error {
 	if err := updateSet(o.maps.BackendAddrs, add, remove); err != nil {
 		return fmt.Errorf("addresses of backends: %w", err)

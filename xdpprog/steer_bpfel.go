@@ -18,6 +18,7 @@ import (
 const (
 	steerMapBackendAddrs  = "backend_addrs"
 	steerMapBeats         = "beats"
+	steerMapClaims        = "claims"
 	steerMapCounters      = "counters"
 	steerMapFlowIndex     = "flow_index"
 	steerMapFlowRecords   = "flow_records"
@@ -91,6 +92,7 @@ type steerProgramSpecs struct {
 type steerMapSpecs struct {
 	BackendAddrs  *ebpf.MapSpec `ebpf:"backend_addrs"`
 	Beats         *ebpf.MapSpec `ebpf:"beats"`
+	Claims        *ebpf.MapSpec `ebpf:"claims"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	FlowIndex     *ebpf.MapSpec `ebpf:"flow_index"`
 	FlowRecords   *ebpf.MapSpec `ebpf:"flow_records"`
@@ -140,6 +142,7 @@ func (o *steerObjects) Close() error {
 type steerMaps struct {
 	BackendAddrs  *ebpf.Map `ebpf:"backend_addrs"`
 	Beats         *ebpf.Map `ebpf:"beats"`
+	Claims        *ebpf.Map `ebpf:"claims"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	FlowIndex     *ebpf.Map `ebpf:"flow_index"`
 	FlowRecords   *ebpf.Map `ebpf:"flow_records"`
@@ -152,6 +155,7 @@ func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.BackendAddrs,
 		m.Beats,
+		m.Claims,
 		m.Counters,
 		m.FlowIndex,
 		m.FlowRecords,

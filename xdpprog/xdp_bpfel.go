@@ -18,6 +18,7 @@ import (
 const (
 	xdpMapBackendAddrs  = "backend_addrs"
 	xdpMapBeats         = "beats"
+	xdpMapClaims        = "claims"
 	xdpMapCounters      = "counters"
 	xdpMapFlowIndex     = "flow_index"
 	xdpMapFlowRecords   = "flow_records"
@@ -91,6 +92,7 @@ type xdpProgramSpecs struct {
 type xdpMapSpecs struct {
 	BackendAddrs  *ebpf.MapSpec `ebpf:"backend_addrs"`
 	Beats         *ebpf.MapSpec `ebpf:"beats"`
+	Claims        *ebpf.MapSpec `ebpf:"claims"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	FlowIndex     *ebpf.MapSpec `ebpf:"flow_index"`
 	FlowRecords   *ebpf.MapSpec `ebpf:"flow_records"`
@@ -140,6 +142,7 @@ func (o *xdpObjects) Close() error {
 type xdpMaps struct {
 	BackendAddrs  *ebpf.Map `ebpf:"backend_addrs"`
 	Beats         *ebpf.Map `ebpf:"beats"`
+	Claims        *ebpf.Map `ebpf:"claims"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	FlowIndex     *ebpf.Map `ebpf:"flow_index"`
 	FlowRecords   *ebpf.Map `ebpf:"flow_records"`
@@ -152,6 +155,7 @@ func (m *xdpMaps) Close() error {
 	return _XdpClose(
 		m.BackendAddrs,
 		m.Beats,
+		m.Claims,
 		m.Counters,
 		m.FlowIndex,
 		m.FlowRecords,

@@ -158,7 +158,7 @@ struct counters {
 	__u64 count[NHOOKS][NREASONS];
 };
 
-/* The loader sets every max_entries. */
+/* The loader sets every max_entries but that of claims. */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -185,7 +185,7 @@ struct {
 	__type(value, __u32);
 } frontend_addrs SEC(".maps");
 
-/* Presence means: an address that a backend has. Only fragments ask. */
+/* Presence means: an address that a backend has. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -219,6 +219,23 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } beats SEC(".maps");
+
+/*
+ * Until when a connection with a backend itself claims its tuple, as bpf_ktime_get_ns() counts, by
+ * that tuple's hash (claim()). The daemon reads it before a flow takes the same tuple.
+ *
+ * A cell has no name: the daemon may take another connection's for this one, and then chooses a
+ * source port where it need not have. With n tuples claimed that happens to n flows in 131072.
+ */
+#define CLAIM_CELLS (1 << 17) /* 1 MiB */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, CLAIM_CELLS);
+	__type(key, __u32);
+	__type(value, __u64);
+} claims SEC(".maps");
 
 /* By slot; one more at the end for frames of unknown ports. */
 struct {
@@ -261,7 +278,8 @@ struct tuple {
 	__u16 room;	/* how much of the packet there is from there */
 	__u16 fragment; /* as struct ipv6_fraghdr has it, but in host order */
 	__u8 options;	/* there are some in the IP header that routers read */
-	__u8 reserved;
+	__u8 closes;	/* a TCP FIN or RST */
+	__u64 hash;	/* since flow_find() */
 };
 
 enum kind {
@@ -278,7 +296,9 @@ enum kind {
 #define IP_OFFSET 0x1fff /* in 8 bytes */
 #define FRAGMENT_OFFSET 0xfff8
 #define FRAGMENT_MORE 0x0001
+#define TCP_FIN 0x01
 #define TCP_SYN 0x02
+#define TCP_RST 0x04
 #define TCP_ACK 0x10
 #define SCTP_INIT 1
 #define MAX_EXT_HEADERS 8 /* as package nat */
@@ -317,6 +337,7 @@ static __always_inline enum reason parse_tcp(struct tuple *t, void *pos, void *e
 		return REASON_BAD_LENGTH;
 	t->ports = tcp->ports;
 	t->opens = (tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	t->closes = (tcp->flags & (TCP_FIN | TCP_RST)) != 0;
 	return UNDECIDED;
 }
 
@@ -816,7 +837,7 @@ static __always_inline int bucket_find(const struct tuple *t, __u32 number, __u6
 	return FLOW_NONE;
 }
 
-__noinline int flow_find(const struct tuple *t)
+__noinline int flow_find(struct tuple *t)
 {
 	const __s64 buckets = flow_buckets;
 	__u32 zero = 0;
@@ -830,7 +851,7 @@ __noinline int flow_find(const struct tuple *t)
 	header = bpf_map_lookup_elem(&flow_records, &zero);
 	if (!header)
 		return FLOW_NONE;
-	hash = flow_hash(t, header->seed);
+	t->hash = hash = flow_hash(t, header->seed);
 	tag = hash * 0x9e3779b97f4a7c15ULL >> 33;
 	/* The second is some way behind the first, around the end. Without a branch: the verifier
 	 * would walk all that follows twice. */
@@ -891,15 +912,16 @@ static __always_inline bool to_backend(const struct tuple *t)
 /*
  * A client may reach a backend by an address of ours and by the backend's own from one port. The
  * replies of both would be the same, so the daemon has to give the later one another source port, as
- * connection tracking would (nf_nat_used_tuple, net/netfilter/nf_nat_core.c). Only what begins
- * something is asked: then it is a flow.
+ * connection tracking would (nf_nat_used_tuple, net/netfilter/nf_nat_core.c). If the flow is there
+ * first, the connection that begins is beside() it, and becomes a flow too. If the connection is, it
+ * is the kernel's, and claim() keeps its tuple from the flow.
  */
+
+/* Is there a flow that comes to t's destination, a backend, from t's source? */
 static __always_inline bool beside(const struct tuple *t)
 {
 	struct tuple reply = {};
 
-	if (t->kind != KIND_WHOLE || (t->proto != IPPROTO_UDP && !t->opens) || !to_backend(t))
-		return false;
 	reply.src[0] = t->dst[0];
 	reply.src[1] = t->dst[1];
 	reply.dst[0] = t->src[0];
@@ -908,6 +930,69 @@ static __always_inline bool beside(const struct tuple *t)
 	reply.proto = t->proto;
 	reply.ipv4 = t->ipv4;
 	return flow_find(&reply) == FLOW_REPLY;
+}
+
+/* For how long a connection claims its tuple, in nanoseconds: as connection tracking keeps one
+ * (nf_conntrack_proto_tcp.c, nf_conntrack_proto_udp.c), but established TCP for a day. */
+#define SECOND 1000000000ULL
+#define CLAIM_OPENING (120 * SECOND)
+#define CLAIM_ESTABLISHED (86400 * SECOND)
+#define CLAIM_CLOSING (120 * SECOND)
+#define CLAIM_UNREPLIED (30 * SECOND)
+#define CLAIM_STREAM (120 * SECOND)
+#define CLAIM_ENDS 1ULL /* a bit of the cell: with a FIN or RST, which the last ACK does not undo */
+
+/* Until when this frame claims its tuple; the same if a cell that was so need not change. It is
+ * changed once a second at most, so that its cache line is mostly only read. */
+static __always_inline __u64 claimed_until(const struct tuple *t, __u64 was)
+{
+	__u64 now = bpf_ktime_get_coarse_ns(), until = now;
+	bool live = was > now;
+
+	if (t->closes) {
+		until = (now + CLAIM_CLOSING) | CLAIM_ENDS;
+		return live && was & CLAIM_ENDS && until < was + SECOND ? was : until;
+	}
+	if (live && was & CLAIM_ENDS) {
+		if (!t->opens)
+			return was;
+		was = 0;
+	}
+	if (t->proto != IPPROTO_TCP)
+		until += live ? CLAIM_STREAM : CLAIM_UNREPLIED;
+	else
+		until += t->opens ? CLAIM_OPENING : CLAIM_ESTABLISHED;
+	return until < was + SECOND ? was : until & ~CLAIM_ENDS;
+}
+
+/*
+ * claim claims the tuple of a whole frame that flow_find() did not find, if it goes to a backend.
+ * Nobody waits for anybody here: a connection and a flow that begin within the same microseconds
+ * may miss each other.
+ */
+static __always_inline void claim(const struct tuple *t)
+{
+	__u32 index = t->hash & (CLAIM_CELLS - 1);
+	volatile __u64 *cell = bpf_map_lookup_elem(&claims, &index);
+	__u64 was, until;
+
+	if (!cell)
+		return;
+	was = *cell;
+	until = claimed_until(t, was);
+	if (until != was && to_backend(t))
+		*cell = until;
+}
+
+/* What a whole frame is that is in no flow and not to an address we serve. */
+static __always_inline enum reason direct(const struct tuple *t)
+{
+	bool begins = t->proto == IPPROTO_UDP || t->opens;
+
+	if (begins && to_backend(t) && beside(t))
+		return REASON_BESIDE;
+	claim(t);
+	return REASON_NOT_OURS;
 }
 
 /*

@@ -53,8 +53,14 @@ static __always_inline enum reason judge(struct __sk_buff *skb)
 			return REASON_NOT_OURS;
 		return flow_find(&t) == FLOW_REPLY ? REASON_FRAGMENT_REPLY : REASON_NOT_OURS;
 	}
-	if (flow_find(&t) != FLOW_REPLY)
+	direction = flow_find(&t);
+	if (direction != FLOW_REPLY) {
+		/* From a process of the node. What is forwarded was seen where it came in, or is
+		 * translated: by us, or by the kernel, whose connection may begin anew as ours. */
+		if (direction == FLOW_NONE && !skb->ingress_ifindex && skb->sk)
+			claim(&t);
 		return REASON_NOT_OURS;
+	}
 	/* Out of the return port it has been translated, and only looks like a reply of another flow
 	 * (beside()); but for one whose options the kernel had to see first. */
 	if (skb->ingress_ifindex == outer_ifindex && !t.options)

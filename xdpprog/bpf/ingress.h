@@ -129,5 +129,5 @@ static __always_inline enum reason judge(CONTEXT *ctx)
 	/* A flow without a record has replies that only the daemon can tell. */
 	if (mode == MODE_ALONE && overflows() && from_backend(&t))
 		return REASON_OVERFLOW;
-	return beside(&t) ? REASON_BESIDE : REASON_NOT_OURS;
+	return direct(&t);
 }

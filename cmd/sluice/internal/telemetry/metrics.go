@@ -200,11 +200,12 @@ func metrics(build Build) []metric {
 			of(func(s *Picture) uint64 { return s.Flows.Expired })),
 		counter("flow_shed_total", "Flows taken out of the flow table because it was full and nobody had answered them.",
 			of(func(s *Picture) uint64 { return s.Flows.Shed })),
-		counter("flow_insert_failures_total", "Flows that could not be put into the flow table, by what was in the way: no free record, no free cell, another flow with the same replies, or a client that has its share.",
+		counter("flow_insert_failures_total", "Flows that could not be put into the flow table, by what was in the way: no free record, no free cell, another flow with the same replies, a connection with the backend itself that has them, or a client that has its share.",
 			func(s *Picture, emit sink) {
 				emit(float64(s.Flows.FullRecords), "records")
 				emit(float64(s.Flows.FullCells), "cells")
 				emit(float64(s.Flows.Collisions), "collision")
+				emit(float64(s.Claimed), "claimed")
 				emit(float64(s.Flows.OverCap), "client_over_cap")
 			}, "reason"),
 
