@@ -141,6 +141,7 @@ func TestAdoptMaps(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.BeatsMemory()[8*first.Index(2, 1)] = 42
+	first.Claims()[8*4711] = 43
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +165,9 @@ func TestAdoptMaps(t *testing.T) {
 	}
 	if second.BeatsMemory()[8*second.Index(2, 1)] != 42 {
 		t.Error("the beat is lost")
+	}
+	if second.Claims()[8*4711] != 43 {
+		t.Error("the claim is lost")
 	}
 
 	swept, err := second.Sweep()
