@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-net/sluice/flowtable"
+	"github.com/sluice-net/sluice/internal/netlab"
 )
 
 // BenchmarkClassifier measures one run of the XDP program in the kernel, by what it
@@ -26,13 +27,19 @@ func BenchmarkClassifier(b *testing.B) {
 		b.Fatal(err)
 	}
 	r.socket(b, 0)
+	elsewhere4 := netip.AddrPortFrom(netlab.PodAddr(netlab.IPv4, 1, 77), 8080)
+	if err := r.UpdateBackends([][16]byte{backend4.Addr().As16(), backend6.Addr().As16()}, nil); err != nil {
+		b.Fatal(err)
+	}
 	for _, bb := range []struct {
 		packet
 		want Reason
 	}{
 		{packet{edit: put8(0, 0x65)}, ReasonBadHeader},
-		{packet{dst: backend4}, ReasonNotOurs},
-		{packet{dst: backend6}, ReasonNotOurs},
+		{packet{dst: elsewhere4, flags: "A"}, ReasonNotOurs},
+		{packet{dst: backend4, flags: "A"}, ReasonNotOurs}, // it claims its tuple
+		{packet{dst: backend6, flags: "A"}, ReasonNotOurs},
+		{packet{dst: backend4, proto: udp}, ReasonNotOurs},
 		{packet{src: known4, flags: "A"}, ReasonForward},
 		{packet{src: backend4, dst: known4, flags: "A"}, ReasonReply},
 		{packet{src: known6, dst: frontend6, flags: "A"}, ReasonForward},
