@@ -296,7 +296,7 @@ func testBulkTCP(t *testing.T, kind PortKind) {
 			if bad != 0 {
 				t.Errorf("%s %s: %d bad checksums", f, way.name, bad)
 			}
-			t.Logf("nat-labs: %s %s, ports=%s tcp_bytes=%d equal=%v bad_checksums=%d seconds=%.1f", f, way.name, kind, got, equal, bad, time.Since(start).Seconds())
+			t.Logf("nat-labs: tcp=%s way=%q ports=%s tcp_bytes=%d equal=%v bad_checksums=%d seconds=%.1f", f, way.name, kind, got, equal, bad, time.Since(start).Seconds())
 		}
 	}
 	if s := b.settle(); s.Verdict(Translated) < 4*uint64(size)/1500 {
