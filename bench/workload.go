@@ -131,7 +131,7 @@ func packets(f from, frame, flows int) workload {
 		run: func(_ context.Context, r *runner, b *bed) (outcome, error) {
 			t := b.udpTarget(1)
 			t.frame, t.flows = frame, flows
-			if flows > 1 {
+			if flows > 1 && !r.looking {
 				// Flows are known before they are measured.
 				warm := t
 				warm.rate = 0
