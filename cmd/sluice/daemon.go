@@ -35,17 +35,12 @@ import (
 //	the dataplane
 //	run
 //
+// opened is called with the dataplane before it runs, drained when its workers have
+// ended and nothing has been let go yet.
+//
 // It must be called in the network namespace to be served, on a thread that
 // stays there until serve returns.
-func serve(ctx context.Context, cfg *config.Configuration, log *slog.Logger) error {
-	nothing := func(*dataplane.Dataplane) {}
-	return serveObserved(ctx, cfg, log, nothing, nothing)
-}
-
-// serveObserved is serve for somebody who wants to see the dataplane: opened is
-// called before it runs, drained when its workers have ended and nothing has
-// been let go yet.
-func serveObserved(ctx context.Context, cfg *config.Configuration, log *slog.Logger, opened, drained func(*dataplane.Dataplane)) (err error) {
+func serve(ctx context.Context, cfg *config.Configuration, log *slog.Logger, opened, drained func(*dataplane.Dataplane)) (err error) {
 	var held []func() error
 	defer func() {
 		for i := len(held) - 1; i >= 0; i-- {

@@ -33,7 +33,7 @@ The last line says what was counted. The exit status is 0 only if all is well.`,
 			ctx, stop := untilSignal(context.Background(), log)
 			defer stop()
 			return demo.Run(ctx, demo.Options{
-				Serve:     serveObserved,
+				Serve:     serve,
 				Exchanges: demoExchanges,
 				Hold:      hold,
 				Out:       c.OutOrStdout(),

@@ -54,7 +54,7 @@ func (o *demoOutput) Write(b []byte) (int, error) {
 
 func TestDemoShowsThatAllIsWell(t *testing.T) {
 	var out demoOutput
-	last, err := runDemo(t, t.Context(), serveObserved, &out)
+	last, err := runDemo(t, t.Context(), serve, &out)
 	if err != nil {
 		t.Error(err)
 	}
@@ -84,7 +84,7 @@ func TestDemoShowsThatSomethingIsWrong(t *testing.T) {
 		if err := os.WriteFile(file, wrong, 0o644); err != nil {
 			return err
 		}
-		return serveObserved(ctx, cfg, log, opened, drained)
+		return serve(ctx, cfg, log, opened, drained)
 	}
 	last, err := runDemo(t, t.Context(), serve, new(demoOutput))
 	if err == nil {
@@ -111,7 +111,7 @@ func TestDemoEndsWhenInterrupted(t *testing.T) {
 			}
 			defer os.RemoveAll(tmp)
 			t.Setenv("TMPDIR", tmp)
-			last, err := runDemo(t, ctx, serveObserved, &demoOutput{after: at, do: cancel})
+			last, err := runDemo(t, ctx, serve, &demoOutput{after: at, do: cancel})
 			if err == nil || !strings.Contains(err.Error(), "interrupted") {
 				t.Errorf("error %v: want that it was interrupted", err)
 			}
@@ -128,7 +128,7 @@ func TestDemoEndsWhenInterrupted(t *testing.T) {
 func TestDemoTellsWhyTheDaemonDoesNotStart(t *testing.T) {
 	serve := func(ctx context.Context, cfg *config.Configuration, log *slog.Logger, opened, drained func(*dataplane.Dataplane)) error {
 		cfg.Interfaces[0].Name = "nosuch0"
-		return serveObserved(ctx, cfg, log, opened, drained)
+		return serve(ctx, cfg, log, opened, drained)
 	}
 	last, err := runDemo(t, t.Context(), serve, new(demoOutput))
 	if err == nil || !strings.Contains(err.Error(), "nosuch0") {

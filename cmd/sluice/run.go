@@ -40,7 +40,7 @@ a configuration file; flags override only what they name.`,
 					}
 				}
 			}
-			err = serveObserved(ctx, draft.Configuration, log, opened, func(*dataplane.Dataplane) {})
+			err = serve(ctx, draft.Configuration, log, opened, func(*dataplane.Dataplane) {})
 			return errors.Join(failed, err)
 		},
 	}

@@ -233,8 +233,7 @@ type impatientBody struct {
 
 func (b *impatientBody) Read(p []byte) (int, error) {
 	began := time.Now()
-	var giveUp func()
-	giveUp = func() {
+	giveUp := func() {
 		if left := b.idle.get() - time.Since(began); left > 0 { // it has grown meanwhile
 			b.timer.Reset(left)
 			return
