@@ -476,7 +476,14 @@ func FuzzICMP(f *testing.F) {
 		if r := p.Parse(frame); r != ICMP && r != ICMPv6 {
 			return
 		}
-		if r := q.Parse(frame, &p); r != OK {
+		switch r := q.Parse(frame, &p); r {
+		case OK:
+		case Redirect, CutQuote:
+			if q.L3 != p.L4+8 || q.L4 < q.L3+20 || q.End > p.End || q.Src != p.Dst || !bytes.Equal(frame, original) {
+				t.Fatalf("refused as %v, and left %+v in %+v and %x", r, q, p, frame)
+			}
+			return
+		default:
 			if q != (Quote{}) || !bytes.Equal(frame, original) {
 				t.Fatalf("refused as %v, but left %+v and %x", r, q, frame)
 			}
