@@ -176,14 +176,17 @@ func TestFaults(t *testing.T) {
 			s.mu.Unlock()
 			after := "web 198.19.0.1:80/TCP 198.18.0.3:8080"
 			var status service.Status
-			for end := time.Now().Add(9 * time.Second); f != expired && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			// Nine seconds, and on a busy machine longer, until it is seen and has an age.
+			begun := time.Now()
+			for f != expired && (time.Since(begun) < 9*time.Second || status.Err == nil || status.Age() < time.Second) {
 				if got := r.programmed(); got != before {
 					t.Fatalf("programmed %q, want %q", got, before)
 				}
+				if time.Since(begun) > 30*time.Second {
+					t.Fatalf("after 30 seconds: age %v, %v", status.Age(), status.Err)
+				}
+				time.Sleep(5 * time.Millisecond)
 				status = r.Status()
-			}
-			if f != expired && (status.Err == nil || status.Age() < time.Second) {
-				t.Errorf("after nine seconds: age %v, %v", status.Age(), status.Err)
 			}
 			s.set(none)
 			took := r.await(after)
