@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -230,6 +231,16 @@ func (s *stub) change(resource string, o object, gone bool) {
 	s.history[resource] = append(s.history[resource], event{s.version, kind, o})
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// watched reports whether a kind of objects has been watched, after its list.
+func (s *stub) watched(resource string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.seen, func(uri string) bool {
+		path, query, _ := strings.Cut(uri, "?")
+		return strings.HasSuffix(path, "/"+resource) && strings.Contains(query, "watch=true") && !strings.Contains(query, "sendInitialEvents")
+	})
 }
 
 func (s *stub) serve(w http.ResponseWriter, r *http.Request) {
