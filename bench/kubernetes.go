@@ -60,7 +60,7 @@ func newAPI(ctx context.Context, binaries string, w *World, log *slog.Logger) (_
 	if err := binariesIn(binaries); err != nil {
 		return nil, err
 	}
-	a := &API{stand: netlab.NewStand("api", log)}
+	a := &API{stand: netlab.NewStand("api", func(line string) { log.Warn(line) })}
 	defer func() {
 		if err != nil {
 			a.Close()

@@ -68,7 +68,7 @@ func (s *Site) backendMTU() int {
 
 // newSite builds a lab for a world of n Services.
 func newSite(name string, topology Topology, services int, log *slog.Logger) (_ *Site, err error) {
-	s := &Site{Topology: topology, stand: netlab.NewStand(name, log)}
+	s := &Site{Topology: topology, stand: netlab.NewStand(name, func(line string) { log.Warn(line) })}
 	defer func() {
 		if err != nil {
 			s.Close()

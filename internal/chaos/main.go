@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"time"
+
+	"github.com/sluice-net/sluice/internal/netlab"
 )
 
 // options are the flags.
@@ -46,9 +48,9 @@ func main() {
 	}
 	fmt.Printf("seed %d\n", o.seed)
 	r := &result{options: o}
-	s := new(stand)
-	err := s.run(func() error { return newNode(s, r).run() })
-	if clear := s.clear(); err == nil {
+	s := netlab.NewStand("chaos", netlab.ToStderr)
+	err := s.Run(func() error { return newNode(s, r).run() })
+	if clear := s.Clear(); err == nil {
 		err = clear
 	}
 	if err != nil {

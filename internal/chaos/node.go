@@ -28,7 +28,7 @@ const (
 // node is the node with the daemon on it, and the clients.
 type node struct {
 	*netlab.Cluster
-	s      *stand
+	s      *netlab.Stand
 	r      *result
 	config string // file
 	bpffs  string
@@ -39,7 +39,7 @@ type node struct {
 }
 
 // newNode builds the cluster and all that the daemon needs.
-func newNode(s *stand, r *result) *node {
+func newNode(s *netlab.Stand, r *result) *node {
 	n := &node{s: s, r: r, bpffs: netlab.BPFFS(s)}
 	n.Cluster = netlab.New(s).Cluster(netlab.ClusterOptions{Clients: 2, Backends: 3})
 	n.vip = netip.AddrPortFrom(netlab.ClusterIP(netlab.IPv4, 1), frontendPort)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-net/sluice/dataplane"
+	"github.com/sluice-net/sluice/internal/netlab"
 )
 
 // options are the flags.
@@ -139,10 +140,10 @@ func pin() error {
 
 // phase plays one setting's share.
 func phase(o options, s setting, i, n int, vectors map[string]bool) (t *tally, translated uint64, err error) {
-	tb := &stand{}
-	defer func() { err = errors.Join(err, tb.clear()) }()
+	tb := netlab.NewStand("differential", netlab.ToStderr)
+	defer func() { err = errors.Join(err, tb.Clear()) }()
 	t = &tally{explained: map[string]int{}, most: o.most}
-	err = tb.run(func() error {
+	err = tb.Run(func() error {
 		d, err := newDuel(tb, s)
 		if err != nil {
 			return err

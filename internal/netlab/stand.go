@@ -3,7 +3,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
-	"log/slog"
+	"os"
 	"sync"
 )
 
@@ -11,14 +11,17 @@ import (
 // Safe for concurrent use.
 type Stand struct {
 	name string
-	log  *slog.Logger
+	say  func(string)
 
 	mu       sync.Mutex
 	cleanups []func()
 }
 
-// NewStand returns an owner with nothing to clean up.
-func NewStand(name string, log *slog.Logger) *Stand { return &Stand{name: name, log: log} }
+// NewStand returns an owner with nothing to clean up. say is told, in a line each, what went wrong at the side.
+func NewStand(name string, say func(line string)) *Stand { return &Stand{name: name, say: say} }
+
+// ToStderr is a NewStand's say for commands that have no log.
+func ToStderr(line string) { fmt.Fprintln(os.Stderr, line) }
 
 // fatal is what Fatalf panics with; Run turns it into an error.
 type fatal struct{ error }
@@ -33,7 +36,7 @@ func (s *Stand) Name() string { return s.name }
 func (s *Stand) Fatalf(format string, args ...any) { panic(fatal{fmt.Errorf(format, args...)}) }
 
 // Logf tells of what went wrong at the side.
-func (s *Stand) Logf(format string, args ...any) { s.log.Warn(fmt.Sprintf(format, args...)) }
+func (s *Stand) Logf(format string, args ...any) { s.say(fmt.Sprintf(format, args...)) }
 
 // Cleanup remembers what is to be done at the end, the last thing first.
 func (s *Stand) Cleanup(f func()) {

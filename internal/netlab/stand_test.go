@@ -1,14 +1,13 @@
 package netlab
 
 import (
-	"log/slog"
 	"slices"
 	"testing"
 )
 
 // TestStand has a cleanup that fails between others, and a fatal error.
 func TestStand(t *testing.T) {
-	s := NewStand("test", slog.New(slog.DiscardHandler))
+	s := NewStand("test", func(string) {})
 	var done []int
 	s.Cleanup(func() { done = append(done, 1) })
 	s.Cleanup(func() { s.Fatalf("cleanup %d", 2) })

@@ -59,7 +59,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 
-	owner := new(stand.Owner)
+	owner := netlab.NewStand("e2e", netlab.ToStderr)
 	r := &run{o: o, explained: map[string]int{}}
 	err := owner.Run(func() error {
 		netlab.RequireRoot(owner)
@@ -110,7 +110,7 @@ func (r *run) close() {
 	}
 }
 
-func (r *run) start(ctx context.Context, owner *stand.Owner) error {
+func (r *run) start(ctx context.Context, owner *netlab.Stand) error {
 	if r.o.mode == "named" {
 		return errors.New("-dataplane named: kube-proxy does not see what it serves, so there is nothing to compare it with; alone takes the same paths")
 	}

@@ -73,7 +73,7 @@ type side struct {
 }
 
 // start builds a side; close is to be called whatever comes of it.
-func (s *side) start(ctx context.Context, owner *stand.Owner, control *kube.ControlPlane, bin, dir string) error {
+func (s *side) start(ctx context.Context, owner *netlab.Stand, control *kube.ControlPlane, bin, dir string) error {
 	dir = filepath.Join(dir, s.mode)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err

@@ -77,7 +77,7 @@ func (c *cluster) close() {
 }
 
 // start starts everything; close is to be called whatever comes of it.
-func (c *cluster) start(ctx context.Context, owner *stand.Owner, mode, bin string, keep bool) error {
+func (c *cluster) start(ctx context.Context, owner *netlab.Stand, mode, bin string, keep bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	bin, err := filepath.Abs(bin)

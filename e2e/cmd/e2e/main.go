@@ -81,7 +81,7 @@ func fatal(err error) {
 
 // runAll gives the number of scenarios that failed or were not run.
 func runAll(ctx context.Context, chosen []scenario, mode, bin string, parallel int, keep bool) (failed int, err error) {
-	owner := new(stand.Owner)
+	owner := netlab.NewStand("e2e", netlab.ToStderr)
 	failed = len(chosen)
 	err = owner.Run(func() error {
 		netlab.RequireRoot(owner)

@@ -39,7 +39,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	owner := new(stand.Owner)
+	owner := netlab.NewStand("e2e", netlab.ToStderr)
 	err := owner.Run(func() error { return run(ctx, owner, *bin, *address, *proxy, *node, *zone, *bare) })
 	if err = errors.Join(err, owner.Clear()); err != nil {
 		fmt.Fprintln(os.Stderr, "kubelab:", err)
@@ -47,7 +47,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, owner *stand.Owner, bin, address, proxy, nodeName, zone string, bare bool) error {
+func run(ctx context.Context, owner *netlab.Stand, bin, address, proxy, nodeName, zone string, bare bool) error {
 	addr, err := netip.ParseAddr(address)
 	if err != nil {
 		return fmt.Errorf("-address: %w", err)

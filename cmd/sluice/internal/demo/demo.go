@@ -81,7 +81,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("demo needs root, for network namespaces and BPF: run it as root")
 	}
-	r := &run{Options: o, log: o.Log, out: &printer{o.Out, o.Colour}, stand: netlab.NewStand("demo", o.Log), good: map[kind]int{}}
+	r := &run{Options: o, log: o.Log, out: &printer{o.Out, o.Colour}, stand: netlab.NewStand("demo", func(line string) { o.Log.Warn(line) }), good: map[kind]int{}}
 	before := belongings()
 	var res result
 	err = r.stand.Run(func() error { return r.show(ctx, &res) })
