@@ -129,7 +129,10 @@ func (b *bed) crr(targets []netip.AddrPort, open int, d time.Duration) (r crrRes
 	if err != nil {
 		return r, err
 	}
-	defer server.close()
+	defer func() {
+		server.close()
+		err = errors.Join(err, server.err)
+	}()
 	// All sockets are made on a thread of the client's namespace.
 	err = b.Client.Do(func() error {
 		runtime.LockOSThread()
@@ -159,9 +162,6 @@ func (b *bed) crr(targets []netip.AddrPort, open int, d time.Duration) (r crrRes
 		r.Rate = float64(r.Done) / r.Duration.Seconds()
 		return nil
 	})
-	if server.err != nil {
-		err = errors.Join(err, server.err)
-	}
 	return r, err
 }
 

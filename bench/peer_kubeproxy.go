@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,8 @@ func (p *kubeProxy) tool() string {
 	return "iptables-restore"
 }
 
+func (p *kubeProxy) binary() string { return filepath.Join(p.binaries, "kube-proxy") }
+
 func (p *kubeProxy) Prepare(ctx context.Context, s *Site) error {
 	if err := binariesIn(p.binaries); err != nil {
 		return err
@@ -54,9 +57,8 @@ func (p *kubeProxy) Start(ctx context.Context, s *Site) (Instance, error) {
 		return nil, err
 	}
 	i := &kubeProxyInstance{site: s, api: api, peer: p}
-	binary := filepath.Join(p.binaries, "kube-proxy")
 	err = s.Run(func() error {
-		i.process = s.Node.Command(binary, "--kubeconfig", filepath.Join(s.Dir, "kubeconfig"), "--proxy-mode", p.mode,
+		i.process = s.Node.Command(p.binary(), "--kubeconfig", filepath.Join(s.Dir, "kubeconfig"), "--proxy-mode", p.mode,
 			"--hostname-override", "node", "--cluster-cidr", netlab.PodPrefix4,
 			// The node's limits are the machine's: they are left alone.
 			"--conntrack-max-per-core", "0", "--conntrack-min", "0")
@@ -64,14 +66,6 @@ func (p *kubeProxy) Start(ctx context.Context, s *Site) (Instance, error) {
 	})
 	if err != nil {
 		return nil, err
-	}
-	version, err := exec.CommandContext(ctx, binary, "--version").Output()
-	if err == nil {
-		i.granted = append(i.granted, strings.TrimSpace(string(version)))
-	}
-	tool, err := exec.CommandContext(ctx, p.tool(), "--version").Output()
-	if err == nil {
-		i.granted = append(i.granted, strings.TrimSpace(string(tool)))
 	}
 	return i, nil
 }
@@ -82,11 +76,21 @@ type kubeProxyInstance struct {
 	api     *API
 	peer    *kubeProxy
 	process *netlab.Process
-	granted []string
 }
 
-func (i *kubeProxyInstance) Granted() []string { return i.granted }
-func (i *kubeProxyInstance) Pids() []int       { return []int{i.process.Pid()} }
+// Granted asks for versions: not in Start, whose time is measured.
+func (i *kubeProxyInstance) Granted() (granted []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, binary := range []string{i.peer.binary(), i.peer.tool()} {
+		if version, err := exec.CommandContext(ctx, binary, "--version").Output(); err == nil {
+			granted = append(granted, strings.TrimSpace(string(version)))
+		}
+	}
+	return granted
+}
+
+func (i *kubeProxyInstance) Pids() []int { return []int{i.process.Pid()} }
 
 // Stop ends the process. Its rules go with the site.
 func (i *kubeProxyInstance) Stop() error {

@@ -98,17 +98,19 @@ func (r *Result) settle() {
 
 // totals are all datagrams of a run.
 func (r *Result) totals() (t Tally) {
-	counted := map[*Tally]bool{}
+	type measurement struct{ scenario, workload, params, peer string }
+	counted := map[measurement]bool{} // its series share a tally
 	for _, s := range r.Series {
-		if s.Tally != nil && !counted[s.Tally] {
-			counted[s.Tally] = true
+		m := measurement{s.Scenario, s.Workload, s.Params, s.Peer}
+		if s.Tally != nil && !counted[m] {
+			counted[m] = true
 			t.add(*s.Tally)
 		}
 	}
 	return t
 }
 
-// peers are the names of those that have series, in order of appearance.
+// peers are the names of those that have stands, in order of appearance.
 func (r *Result) peers() (names []string) {
 	for _, s := range r.Stands {
 		if !slices.Contains(names, s.Peer) {

@@ -68,6 +68,32 @@ func TestResultSurvivesItsFile(t *testing.T) {
 	}
 }
 
+// TestTotals: series of one measurement share a tally, which is counted once, in a
+// result that was read too.
+func TestTotals(t *testing.T) {
+	r := aResult()
+	for _, s := range r.Series[:3] {
+		other := *s
+		other.Metric = "cpu"
+		r.Series = append(r.Series, &other)
+	}
+	want := Tally{Sent: 70, Received: 70, Duplicated: 3}
+	if got := r.totals(); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	name := filepath.Join(t.TempDir(), "r.json")
+	if err := r.Write(name); err != nil {
+		t.Fatal(err)
+	}
+	read, err := ReadResult(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read.totals(); got != want {
+		t.Errorf("read: %+v, want %+v", got, want)
+	}
+}
+
 // TestReports wants each of them to say what must be said.
 func TestReports(t *testing.T) {
 	r := aResult()

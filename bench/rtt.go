@@ -115,8 +115,8 @@ func (b *bed) ping(p pings) (r pingResult, err error) {
 	}
 	defer e.close()
 	if p.load.rate > 0 {
-		stop, err := b.background(p.load)
-		if err != nil {
+		var stop func() error
+		if stop, err = b.background(p.load); err != nil {
 			return r, err
 		}
 		defer func() { err = errors.Join(err, stop()) }()

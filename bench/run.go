@@ -380,9 +380,7 @@ func (r *runner) start(ctx context.Context, s scenario, p Peer) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			if i == 0 {
-				stand.Absent = err.Error()
-			}
+			stand.Absent = err.Error()
 			if s.coldSync && p.Translates() && errors.Is(err, ErrNotProgrammed) {
 				r.skip(s, workload{name: coldSync}, p, []string{"sync"}, err)
 			}
