@@ -62,7 +62,7 @@ type datagram struct {
 	next       uint16 // of the same hash
 	waiting    uint16 // first of the list of pieces that wait
 	to         nat.Endpoints
-	adjacency  *adjacency
+	adjacency  uint32 // by number: its port may be closed before the last piece comes
 	pieces     uint8
 	seen       [maxPieces][2]uint32 // from, to
 	sum, total uint32               // bytes seen; of the datagram, 0 not known yet
@@ -230,7 +230,8 @@ func (w *worker) firstPiece(i int, d *datagram, piece *nat.Piece) {
 		return
 	}
 	t.Target(ref, &w.target)
-	d.fate, d.to, d.adjacency, d.reason = fateTranslate, nat.Endpoints(w.target), w.adjacent(ref), ForwardDirect
+	w.adjacent(ref)
+	d.fate, d.to, d.adjacency, d.reason = fateTranslate, nat.Endpoints(w.target), t.Adjacency(ref.Record, ref.Direction), ForwardDirect
 	if ref.Direction == flowtable.Reply {
 		d.reason = ReplyDirect
 	}
@@ -242,7 +243,11 @@ func (w *worker) firstPiece(i int, d *datagram, piece *nat.Piece) {
 func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Packet, piece *nat.Piece, in *port) {
 	switch d.fate {
 	case fateTranslate:
-		if d.adjacency.exceeds(p, in) {
+		a := w.d.egress.adj.at(d.adjacency)
+		if a == nil || a.addr != d.to.Dst {
+			a = &noAdjacency // its number was collected
+		}
+		if a.exceeds(p, in) {
 			w.discard(desc, RejectRefused) // only a whole datagram is answered
 			return
 		}
@@ -250,7 +255,7 @@ func (w *worker) sharePiece(d *datagram, desc *xsk.Desc, frame []byte, p *nat.Pa
 			w.handBack(desc, frame, p, nat.Fragment, in, unparsed(nat.Fragment))
 			return
 		}
-		w.forward(desc, frame, p, in, d.adjacency, d.reason)
+		w.forward(desc, frame, p, in, a, d.reason)
 	case fateReturn:
 		w.handBack(desc, frame, p, nat.Fragment, in, d.reason)
 	default:
@@ -300,7 +305,7 @@ func (w *worker) newDatagram(k *nat.FragmentKey) uint16 {
 	f.freeDatagram = d.next
 	name := f.name(k)
 	d.key, d.fate, d.born = *k, fateUnknown, w.now
-	d.pieces, d.sum, d.total, d.waiting, d.adjacency = 0, 0, 0, 0, nil
+	d.pieces, d.sum, d.total, d.waiting, d.adjacency = 0, 0, 0, 0, 0
 	d.next, *name = *name, n
 	d.older, d.newer = f.newest, 0
 	if f.newest != 0 {

@@ -264,6 +264,26 @@ func TestFragmentsOfEndedFirst(t *testing.T) {
 	r.balanced(t)
 }
 
+// TestFragmentsOutliveAPort: the port that a datagram's first piece left by is closed
+// before the others come. Its sockets are gone then, and nothing may be sent by it.
+func TestFragmentsOutliveAPort(t *testing.T) {
+	r := newRig(t, 64)
+	frames := datagramFrames(t, 0, 3, make([]byte, 4000), 1480)
+	if out := r.run(frames[:1]); len(out) != 1 {
+		t.Fatalf("%d pieces left by the backend's port, want 1", len(out))
+	}
+	left := newPortSet([]*port{r.d.returnPort, r.client})
+	r.d.egress.ports.Store(left)
+	r.d.egress.adj.refresh(r.d.egress.resolve)
+	if out := r.run(frames[1:]); len(out) != 0 {
+		t.Errorf("%d pieces left by a port that is closed", len(out))
+	}
+	if n := r.counts[ForwardReturn]; n != uint64(len(frames)-1) {
+		t.Errorf("%d pieces left by the return port, want %d", n, len(frames)-1)
+	}
+	r.balanced(t)
+}
+
 // TestFragmentsOfInvalidReply: a first fragment whose flags no connection has, but whose
 // ports are a known flow's, is a reply that the client must not see from the backend's
 // address. So it is with a whole packet, and with the IPv6 kind of fragment that is one
