@@ -65,14 +65,14 @@ func (w *worker) flow(i int, ref flowtable.Ref) flowtable.Ref {
 
 // fromWhere reports whether frame i of a known flow came from where the other
 // direction of the flow goes. That is one comparison; only if it fails, as it does
-// behind bridges and VLANs, are the routes asked.
+// behind bridges and for what has VLAN tags, are the routes asked.
 func (w *worker) fromWhere(i int, ref flowtable.Ref) bool {
 	a := w.d.egress.adj.at(w.d.table.Adjacency(ref.Record, ref.Direction^1))
 	in := w.b.in[i]
 	if in.routed {
 		return true // it was asked before it was routed
 	}
-	if a != nil && (a.ifindex == in.ifindex || a.path == pathLocal && in.returns) && a.addr == w.b.packets[i].Src {
+	if p := &w.b.packets[i]; a != nil && p.L3 == etherLen && (a.ifindex == in.ifindex || a.path == pathLocal && in.returns) && a.addr == p.Src {
 		return true
 	}
 	return w.believes(i)

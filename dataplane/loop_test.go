@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -186,6 +187,26 @@ func TestProcessAllocatesNothing(t *testing.T) {
 	}{{ForwardDirect, 51 * 40}, {UnknownPort, 6}, {RejectLimited, 40}, {SpoofedSource, 51}, {unparsed(nat.Truncated), 51}} {
 		if r.counts[c.reason] < c.least {
 			t.Errorf("%s: %d frames, want at least %d", c.reason, r.counts[c.reason], c.least)
+		}
+	}
+}
+
+// TestTaggedFrameOfAKnownFlow: a frame of another VLAN is from somebody else, though its
+// addresses and ports are those of a flow of the port's own network.
+func TestTaggedFrameOfAKnownFlow(t *testing.T) {
+	r := newRig(t, 64)
+	frame := udpFrame(t, 0)
+	tag := func(id byte) []byte { return slices.Concat(frame[:12], []byte{0x81, 0, 0, id}, frame[12:]) }
+	for _, c := range []struct {
+		frame  []byte
+		reason Reason
+	}{{frame, ForwardDirect}, {tag(0), ForwardDirect}, {tag(100), SpoofedSource}} {
+		was := r.counts[c.reason]
+		r.load([][]byte{c.frame})
+		r.process()
+		r.clear()
+		if r.counts[c.reason] != was+1 {
+			t.Errorf("%x: not %s", c.frame[12:18], c.reason)
 		}
 	}
 }
