@@ -354,7 +354,7 @@ func (d *Dataplane) quiesce() {
 type refusal struct {
 	name string
 	why  string
-	of   string // what it was like: when that changes, it is tried again
+	of   string // what it was like: when that changes, it is tried again. Empty: it waits for a slot
 }
 
 // follow keeps ports, routes and neighbours as the kernel has them, until ctx is done:
@@ -371,7 +371,7 @@ func (d *Dataplane) follow(ctx context.Context) error {
 	// A dump a minute repairs whatever a lost event left wrong.
 	reconcile := time.NewTicker(time.Minute)
 	defer reconcile.Stop()
-	// The kernel does not report a change of queues.
+	// The kernel does not report a change of queues, and a slot rests for as long (slotRest).
 	queues := time.NewTicker(time.Second)
 	defer queues.Stop()
 	e.mark() // what changed since Open, and what it left to open
@@ -388,7 +388,7 @@ func (d *Dataplane) follow(ctx context.Context) error {
 			e.ask(k)
 			continue
 		case <-queues.C:
-			if !d.queuesChanged() {
+			if !d.queuesChanged() && !d.waitsForSlot() {
 				continue
 			}
 		case <-reconcile.C:
@@ -567,17 +567,22 @@ func (d *Dataplane) refuse(l netlink.Link, err error) {
 	if old := d.refused[at.Index]; old.why != r.why {
 		d.log.Warn("cannot be served: it is tried again when it changes", "interface", r.name, "err", err)
 	}
+	if errors.Is(err, errNoSlot) {
+		r.of = ""
+	}
 	d.looking.Lock()
 	d.refused[at.Index] = r
 	d.looking.Unlock()
-	if errors.Is(err, errNoSlot) {
-		time.AfterFunc(slotRest, func() {
-			d.looking.Lock()
-			delete(d.refused, at.Index)
-			d.looking.Unlock()
-			d.egress.mark()
-		})
+}
+
+// waitsForSlot reports whether a device is refused only until a slot has rested.
+func (d *Dataplane) waitsForSlot() bool {
+	for _, r := range d.refused {
+		if r.of == "" {
+			return true
+		}
 	}
+	return false
 }
 
 // unrefuse forgets a refusal.

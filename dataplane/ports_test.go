@@ -2,7 +2,9 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -387,4 +389,24 @@ func must(b []byte, err error) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// TestRefusedForWantOfASlot: such a device is looked at again by itself, another one
+// when it changes.
+func TestRefusedForWantOfASlot(t *testing.T) {
+	d := &Dataplane{log: slog.New(slog.DiscardHandler), refused: map[int]refusal{}}
+	l := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 7, Name: "pod"}}
+	for _, c := range []struct {
+		err   error
+		waits bool
+	}{{errNoSlot, true}, {errors.New("another"), false}, {fmt.Errorf("pod: %w", errNoSlot), true}} {
+		d.refuse(l, c.err)
+		if r := d.refused[7]; d.waitsForSlot() != c.waits || (r.of == likeness(l)) == c.waits || r.why != c.err.Error() {
+			t.Errorf("%v: waits %v, %+v", c.err, d.waitsForSlot(), r)
+		}
+	}
+	d.unrefuse(7)
+	if d.waitsForSlot() {
+		t.Error("what is no longer refused waits")
+	}
 }
