@@ -16,7 +16,7 @@ func (d *Dataplane) recallAffinities(s *service.Snapshot) {
 	now := d.clock.now()
 	for e := range d.table.All() {
 		f := &e.Flow
-		p := s.Lookup(&service.Frontend{Addr: f.Frontend, Port: f.FrontendPort, Proto: f.Proto})
+		p := servicePortOf(s, f)
 		if p == nil || p.Affinity == 0 {
 			continue
 		}

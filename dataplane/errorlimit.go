@@ -256,9 +256,7 @@ func familyOf(p *nat.Packet) int {
 // isLocal reports whether addr is the node's own. What goes to the loopback device is
 // not limited by destination.
 func (w *worker) isLocal(addr *[16]byte) bool {
-	adj := w.d.egress.adj
-	a := adj.at(adj.number(*addr, w.resolve))
-	return a != nil && a.path == pathLocal
+	return w.d.egress.fib.Load().lookup(*addr).kind == routeLocal
 }
 
 // tokenBucket limits the resets that a worker sends. The kernel has no limit for its own

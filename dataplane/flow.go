@@ -126,7 +126,7 @@ func serves(s *service.Snapshot, f *flowtable.Flow) bool {
 	if f.Frontend == f.Backend && f.FrontendPort == f.BackendPort {
 		return true
 	}
-	sp := s.Lookup(&service.Frontend{Addr: f.Frontend, Port: f.FrontendPort, Proto: f.Proto})
+	sp := servicePortOf(s, f)
 	return sp != nil && sp.Serving(&service.Backend{Addr: f.Backend, Port: f.BackendPort})
 }
 
@@ -194,7 +194,7 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		w.giveBack(i, UnservedPath)
 		return none
 	}
-	source, sourcePort := p.Src, p.SrcPort
+	source, sourcePort, masqueraded := p.Src, p.SrcPort, false
 	switch {
 	case w.b.in[i].returns && a.path == pathLocal:
 		source = hairpin(&p.Src)
@@ -212,7 +212,7 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 			w.giveBack(i, Masqueraded)
 			return none
 		}
-		sourcePort = w.nodePort()
+		sourcePort, masqueraded = w.nodePort(), true
 	case be.Addr == p.Src:
 		// A pod that reaches itself must see a source that is not its own,
 		// or it would answer itself past us (RFC 4787 REQ-9a). The node's
@@ -230,14 +230,13 @@ func (w *worker) first(i int) (none flowtable.Ref) {
 		Proto: p.Proto, Generation: s.Generation,
 		ForwardAdj: forward, ReplyAdj: e.adj.number(p.Src, w.resolve),
 	}
-	return w.begin(i, &f, sp.Selection == service.Consistent && sp.Affinity == 0)
+	return w.begin(i, &f, masqueraded, sp.Selection == service.Consistent && sp.Affinity == 0)
 }
 
 // begin inserts the flow that frame i begins, with another source port if its own
-// collides at the backend; or it ends the frame, as flow says. consistent says that the
-// flow can go on without a record.
-func (w *worker) begin(i int, f *flowtable.Flow, consistent bool) (none flowtable.Ref) {
-	masqueraded := f.SourcePort != f.ClientPort
+// collides at the backend; or it ends the frame, as flow says. masqueraded says that the
+// source port is one of the node's, consistent that the flow can go on without a record.
+func (w *worker) begin(i int, f *flowtable.Flow, masqueraded, consistent bool) (none flowtable.Ref) {
 	for try := range portTries {
 		// The last one does not ask who claims it: most of what is claimed may be
 		// others', and a client that is not served is worse off.
@@ -324,7 +323,7 @@ func (w *worker) direct(i int) (none flowtable.Ref) {
 		Source: p.Src, SourcePort: p.SrcPort,
 		Proto: p.Proto, Generation: w.snapshot.Generation,
 		ForwardAdj: e.adj.number(p.Dst, w.resolve), ReplyAdj: e.adj.number(p.Src, w.resolve),
-	}, false)
+	}, false, false)
 }
 
 // randomPort is an unpredictable port of the same class as like: RFC 4787
@@ -353,12 +352,7 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 		w.routeFirst(i)
 		return
 	}
-	if a.exceeds(p, w.b.in[i]) {
-		w.reject(i, TTLExceeded)
-		return
-	}
-	if a.tooSmall(frame, p) {
-		w.rejectTooBig(i, a, ref.Direction)
+	if w.endsHere(i, a, ref.Direction) {
 		return
 	}
 	if b.in[i].partial {
@@ -371,6 +365,21 @@ func (w *worker) translate(i int, ref flowtable.Ref) {
 		reason = ReplyDirect
 	}
 	w.forward(&b.descs[i], frame, p, w.b.in[i], a, reason)
+}
+
+// endsHere reports whether frame i can go no further, its TTL over or the way a too small
+// for it, and then has told its sender so.
+func (w *worker) endsHere(i int, a *adjacency, direction flowtable.Direction) bool {
+	p := &w.b.packets[i]
+	switch {
+	case a.exceeds(p, w.b.in[i]):
+		w.reject(i, TTLExceeded)
+	case a.tooSmall(w.b.frames[i], p):
+		w.rejectTooBig(i, a, direction)
+	default:
+		return false
+	}
+	return true
 }
 
 // routeFirst gives frame i, a reply with something for a router in it, to the node's

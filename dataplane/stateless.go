@@ -74,7 +74,7 @@ func (b *behind) frontend(s *service.Snapshot, proto uint8, backend service.Back
 // withoutRoom ends frame i, of a flow for which the table has no room.
 func (w *worker) withoutRoom(i int, f *flowtable.Flow, consistent bool) {
 	w.d.press()
-	if w.d.cfg.Mode == ModeFront || !consistent || f.Source != f.Client {
+	if w.d.cfg.Mode == ModeFront || !consistent || f.Source != f.Client || f.SourcePort != f.ClientPort {
 		w.giveBack(i, TableFull)
 		return
 	}
@@ -90,7 +90,7 @@ func (w *worker) withoutRoom(i int, f *flowtable.Flow, consistent bool) {
 		return
 	}
 	w.d.table.SetOverflow(w.now + uint64(overflowFor))
-	w.stateless(i, &nat.Endpoints{Src: f.Client, SrcPort: f.ClientPort, Dst: f.Backend, DstPort: f.BackendPort}, f.ForwardAdj)
+	w.stateless(i, &nat.Endpoints{Src: f.Client, SrcPort: f.ClientPort, Dst: f.Backend, DstPort: f.BackendPort}, f.ForwardAdj, flowtable.Forward)
 }
 
 // statelessReply ends frame i if it can be the reply of a flow without state, and
@@ -104,21 +104,20 @@ func (w *worker) statelessReply(i int) bool {
 	fe, ok := all.frontend(w.snapshot, p.Proto, service.Backend{Addr: p.Src, Port: p.SrcPort}, p.Dst, p.DstPort)
 	if ok {
 		n := w.d.egress.adj.number(p.Dst, w.resolve)
-		w.stateless(i, &nat.Endpoints{Src: fe.Addr, SrcPort: fe.Port, Dst: p.Dst, DstPort: p.DstPort}, n)
+		w.stateless(i, &nat.Endpoints{Src: fe.Addr, SrcPort: fe.Port, Dst: p.Dst, DstPort: p.DstPort}, n, flowtable.Reply)
 	}
 	return ok
 }
 
 // stateless rewrites frame i and sends it on.
-func (w *worker) stateless(i int, to *nat.Endpoints, number uint32) {
+func (w *worker) stateless(i int, to *nat.Endpoints, number uint32, direction flowtable.Direction) {
 	b := &w.b
 	p := &b.packets[i]
 	a := w.d.egress.adj.at(number)
 	if a == nil {
 		a = &noAdjacency
 	}
-	if a.exceeds(p, w.b.in[i]) {
-		w.reject(i, TTLExceeded)
+	if w.endsHere(i, a, direction) {
 		return
 	}
 	if b.in[i].partial {

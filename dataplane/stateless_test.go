@@ -2,11 +2,17 @@ package dataplane
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/sluice-net/sluice/flowtable"
 	"github.com/sluice-net/sluice/internal/netlab"
+	"github.com/sluice-net/sluice/nat"
 )
 
 // TestFullTableGoesOnWithoutState: alone, with nobody behind us, connections beyond
@@ -59,5 +65,27 @@ func testFullTableGoesOnWithoutState(t *testing.T, kind PortKind) {
 	}
 	if s.Reason(ReturnLoop)+s.Reason(TableFull) != 0 {
 		t.Errorf("%d frames found nobody", s.Reason(ReturnLoop)+s.Reason(TableFull))
+	}
+}
+
+// TestStatelessTooBig: who sends more than the way on takes, and forbids to cut it, is told
+// so by the address that it knows, with a record of the flow or without.
+func TestStatelessTooBig(t *testing.T) {
+	r := newRig(t, 64)
+	client := flowClient(0)
+	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Flags: layers.IPv4DontFragment, Protocol: layers.IPProtocolUDP, SrcIP: client.Addr().AsSlice(), DstIP: rigVIP.Addr().AsSlice()}
+	udp := &layers.UDP{SrcPort: layers.UDPPort(client.Port()), DstPort: layers.UDPPort(rigVIP.Port())}
+	udp.SetNetworkLayerForChecksum(ip)
+	r.load([][]byte{serialize(t, &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 1, 1, 1, 1, 1}, DstMAC: net.HardwareAddr{2, 2, 2, 2, 2, 2}, EthernetType: layers.EthernetTypeIPv4},
+		ip, udp, gopacket.Payload(make([]byte, 1600)))})
+	r.parse()
+	to := &nat.Endpoints{Src: client.Addr().As16(), SrcPort: client.Port(), Dst: rigBackend.As16(), DstPort: 8080}
+	r.stateless(0, to, r.d.egress.adj.number(to.Dst, r.resolve), flowtable.Forward)
+	if r.counts[TooBig] != 1 {
+		t.Errorf("told %d times", r.counts[TooBig])
+	}
+	out := r.sent(r.d.returnPort) // which knows the way to any client
+	if len(out) != 1 || netip.AddrFrom4([4]byte(out[0][26:30])) != rigVIP.Addr() {
+		t.Errorf("the client got %x", out)
 	}
 }
