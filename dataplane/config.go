@@ -318,7 +318,7 @@ func (c Config) validate() error {
 		return fmt.Errorf("return port name %q: at most 11 characters, for a device name has 15", c.ReturnPort)
 	}
 	if c.HeartbeatStale < 100*time.Millisecond {
-		return fmt.Errorf("heartbeat staleAfter %v: must be at least 100ms, twice a sleeping worker's beat", c.HeartbeatStale)
+		return fmt.Errorf("heartbeat staleAfter %v: must be at least 100ms, two and a half times a sleeping worker's beat", c.HeartbeatStale)
 	}
 	if c.FragmentWait < 0 || c.FragmentWait > datagramTime {
 		return fmt.Errorf("fragmentWait %v: must be 0 to %v", c.FragmentWait, datagramTime)

@@ -50,7 +50,7 @@ type Dataplane struct {
 	ports      atomic.Pointer[portSet]
 	returnPort *port
 	slots      *slots
-	adopted    map[int]xdpprog.Port // a predecessor's, while Open runs
+	adopted    map[int]xdpprog.Port // a predecessor's, until the first sweep
 	looking    sync.RWMutex         // held to look at ports' names and sockets, and at refused
 	refused    map[int]refusal      // by ifindex; written by the control loop
 	egress     *egress

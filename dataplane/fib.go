@@ -19,7 +19,7 @@ import (
 //
 // It holds the tables local and main, in that order, as the default rules
 // do. A node with further rules (policy routing) is served by the same answers;
-// watchKernel warns of it once.
+// egress.warnOfRules says so once.
 
 // routeKind is what a route does with a packet.
 type routeKind uint8

@@ -20,7 +20,9 @@ const etherLen = 14
 //	flush      each outbox: completions, transmit ring, one kick
 //
 // Nothing here allocates, blocks, logs or asks the time; the one lock is that of
-// a transmit ring which several workers share, taken once a batch.
+// a transmit ring which several workers share, taken once a batch. The first frame of a
+// flow takes two more, for a moment: of the adjacencies, if its client is new, and of
+// affinity.
 
 // serve runs a batch of q through all stages and reports whether there was one.
 func (w *worker) serve(q *queue) bool {
