@@ -65,6 +65,7 @@ type Dataplane struct {
 	publishing sync.Mutex
 	told       bool               // the classifier knows the addresses of snapshot; guarded by publishing
 	hostRoutes map[hostRoute]bool // that there are; guarded by publishing
+	routedFor  routeState         // what hostRoutes were made for
 
 	undo      []func() error // what Close has to do, in reverse
 	closeOnce sync.Once

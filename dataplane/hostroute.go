@@ -54,9 +54,25 @@ type hostRoute struct {
 func (d *Dataplane) keepHostRoutes() {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	if err := d.routeHosts(d.snapshot.Load()); err != nil {
+	s := d.snapshot.Load()
+	if s != nil && d.routedFor == d.routesDependOn(s) {
+		return
+	}
+	if err := d.routeHosts(s); err != nil {
 		d.log.Warn("routes for processes of the node", "err", err)
 	}
+}
+
+// routeState is all that the routes depend on: while it is the same, they are right.
+type routeState struct {
+	snapshot *service.Snapshot
+	v4, v6   [16]byte // the node's own addresses
+}
+
+func (d *Dataplane) routesDependOn(s *service.Snapshot) routeState {
+	f := d.egress.fib.Load()
+	like4, like6 := hairpin4.As16(), hairpin6.As16()
+	return routeState{s, f.nodeAddress(&like4), f.nodeAddress(&like6)}
 }
 
 // forgetHostRoutes has keepHostRoutes add every route again. Control loop only.
@@ -64,6 +80,7 @@ func (d *Dataplane) forgetHostRoutes() {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
 	clear(d.hostRoutes)
+	d.routedFor = routeState{}
 }
 
 // routeHosts makes the routes those of a snapshot. Under publishing.
@@ -71,11 +88,14 @@ func (d *Dataplane) routeHosts(s *service.Snapshot) error {
 	if d.cfg.Mode == ModeFront || s == nil {
 		return nil
 	}
-	f := d.egress.fib.Load()
+	state := d.routesDependOn(s)
 	wanted := map[hostRoute]bool{}
 	want := func(p netip.Prefix) {
-		like := p.Addr().As16()
-		wanted[hostRoute{p, f.nodeAddress(&like)}] = true
+		source := state.v6
+		if p.Addr().Is4() {
+			source = state.v4
+		}
+		wanted[hostRoute{p, source}] = true
 	}
 	want(netip.PrefixFrom(hairpin4, 32))
 	want(netip.PrefixFrom(hairpin6, 128))
@@ -113,7 +133,12 @@ func (d *Dataplane) routeHosts(s *service.Snapshot) error {
 		}
 		d.hostRoutes[r] = true
 	}
-	return errors.Join(errs...)
+	d.routedFor = routeState{} // what failed is tried again
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	d.routedFor = state
+	return nil
 }
 
 // sweepHostRoutes removes what a predecessor has routed and is not wanted any more.
