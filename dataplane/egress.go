@@ -30,7 +30,7 @@ type egress struct {
 	lost     atomic.Bool       // a subscription has ended
 	// subscriptions is closed to end them; the control loop's.
 	subscriptions chan struct{}
-	warned        map[string]bool
+	warned        bool // of policy routing
 }
 
 // maxAdjacencies bounds the destinations in use: clients and backends of all
@@ -54,7 +54,6 @@ func newEgress(nl *netlink.Handle, ports *atomic.Pointer[portSet], log *slog.Log
 		adj:      newAdjacencies(maxAdjacencies),
 		changed:  make(chan struct{}, 1),
 		wondered: make(chan neighbourKey, 64),
-		warned:   map[string]bool{},
 	}
 	if err := e.subscribe(); err != nil {
 		e.close()
@@ -202,22 +201,30 @@ func retryDump[T any](dump func() (T, error)) (v T, err error) {
 
 // warnOfRules says once that policy routing is not followed.
 func (e *egress) warnOfRules() {
-	if e.warned["rules"] {
+	if e.warned {
 		return
 	}
+	if r := foreignRule(e.nl); r != nil {
+		e.warned = true
+		e.log.Warn("policy routing rules are not followed: packets leave as the tables local and main have it", "rule", r.String())
+	}
+}
+
+// foreignRule is a rule that sends packets to another table than the default rules do,
+// nil if there is none.
+func foreignRule(nl *netlink.Handle) *netlink.Rule {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := e.nl.RuleList(family)
+		rules, err := nl.RuleList(family)
 		if err != nil {
-			return
+			continue
 		}
-		for _, r := range rules {
-			if r.Table != unix.RT_TABLE_LOCAL && r.Table != unix.RT_TABLE_MAIN && r.Table != unix.RT_TABLE_DEFAULT {
-				e.warned["rules"] = true
-				e.log.Warn("policy routing rules are not followed: packets leave as the tables local and main have it", "rule", r.String())
-				return
+		for i := range rules {
+			if t := rules[i].Table; t != unix.RT_TABLE_LOCAL && t != unix.RT_TABLE_MAIN && t != unix.RT_TABLE_DEFAULT {
+				return &rules[i]
 			}
 		}
 	}
+	return nil
 }
 
 // resolve is what the current fib says of addr. Any thread.
@@ -239,15 +246,11 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 	p := e.ports.Load().byIndex[r.ifindex]
 	if p == nil {
 		a.path = pathUnserved
-		if m := e.bridgedPort(f, r.ifindex, addr); m != nil {
+		if e.bridged(f, r.ifindex) {
 			a.path = pathServed
 			// What is steered or received past the bridge keeps neither its
 			// knowledge of stations nor the neighbour fresh: asking does.
-			hop := r.gateway
-			if hop == ([16]byte{}) {
-				hop = addr
-			}
-			a.stale = f.neighbours[neighbourKey{r.ifindex, hop}].stale
+			a.stale = f.neighbours[neighbourKey{r.ifindex, r.hop(addr)}].stale
 		}
 		return a
 	}
@@ -261,11 +264,7 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 		a.mtu = mtu
 		return a // the kernel's way keeps what the device can do
 	}
-	hop := r.gateway
-	if hop == ([16]byte{}) {
-		hop = addr
-	}
-	n, ok := f.neighbours[neighbourKey{r.ifindex, hop}]
+	n, ok := f.neighbours[neighbourKey{r.ifindex, r.hop(addr)}]
 	if !ok || !d.up {
 		return a // known way, unknown next hop: the kernel asks for it
 	}
@@ -273,15 +272,15 @@ func (e *egress) resolve(addr [16]byte) *adjacency {
 	return a
 }
 
-// bridgedPort is a served port enslaved to the bridge that leads to addr, nil
-// if there is none. What goes there leaves by the return port, over the bridge.
-func (e *egress) bridgedPort(f *fib, bridge int, addr [16]byte) *port {
-	for i, p := range e.ports.Load().byIndex {
+// bridged reports whether a served port is enslaved to the bridge. What goes there leaves
+// by the return port, over the bridge.
+func (e *egress) bridged(f *fib, bridge int) bool {
+	for i := range e.ports.Load().byIndex {
 		if f.devices[i].master == bridge {
-			return p
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
 // believes reports whether a source address seen on port p is one that the
@@ -356,11 +355,7 @@ func (e *egress) probeStale() {
 		if a == nil || !a.stale {
 			return
 		}
-		hop := f.lookup(a.addr).gateway
-		if hop == ([16]byte{}) {
-			hop = a.addr
-		}
-		asked[neighbourKey{a.ifindex, hop}] = true
+		asked[neighbourKey{a.ifindex, f.lookup(a.addr).hop(a.addr)}] = true
 	})
 	for k := range asked {
 		e.ask(k)

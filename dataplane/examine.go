@@ -11,7 +11,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/sluice-net/sluice/xdpprog"
 )
@@ -72,12 +71,7 @@ func Examine(cfg Config) ([]Finding, error) {
 // examineDevices looks at each device that is chosen, and for those that are named.
 func (d *Dataplane) examineDevices(links []netlink.Link) (all []Finding) {
 	f := d.egress.fib.Load()
-	named := map[string]bool{}
-	for i := range d.cfg.Ports {
-		if c := &d.cfg.Ports[i]; !c.isPattern() && c.Kind != KindNone {
-			named[c.Name] = true
-		}
-	}
+	named := d.named()
 	slices.SortFunc(links, func(a, b netlink.Link) int { return strings.Compare(a.Attrs().Name, b.Attrs().Name) })
 	for _, l := range links {
 		delete(named, l.Attrs().Name)
@@ -87,13 +81,12 @@ func (d *Dataplane) examineDevices(links []netlink.Link) (all []Finding) {
 		}
 		finding := Finding{About: "interface " + l.Attrs().Name}
 		p, err := d.inspect(l, c)
-		room := d.cfg.FrameSize - umemHeadroom - etherLen - 8
 		foreign, tcx := xdpprog.Foreign(l)
 		switch {
 		case err != nil:
 			finding.Grade, finding.Text, finding.Cure = Bad, err.Error(), "choose another kind, or kind none"
-		case p.mtu > room:
-			finding.Grade, finding.Text, finding.Cure = Bad, fmt.Sprintf("its MTU is %d, a frame of packet memory holds %d", p.mtu, room), "lower the MTU, or kind none"
+		case p.mtu > d.room():
+			finding.Grade, finding.Text, finding.Cure = Bad, fmt.Sprintf("its MTU is %d, a frame of packet memory holds %d", p.mtu, d.room()), "lower the MTU, or kind none"
 		case !p.steered && foreign != nil:
 			finding.Grade, finding.Text = Bad, fmt.Sprintf("a foreign XDP program is attached (id %d, name %q)", foreign.ID, foreign.Name)
 			finding.Cure = "ip link set dev " + p.name + " xdp off, kind steered, or replaceForeignXDP: true"
@@ -115,9 +108,6 @@ func (d *Dataplane) examineDevices(links []netlink.Link) (all []Finding) {
 	return all
 }
 
-// umemHeadroom is what a frame of packet memory does not hold of a packet.
-const umemHeadroom = 256
-
 func examineReturnPort(links []netlink.Link, name string) Finding {
 	f := Finding{About: "return port", Text: name + "-out and " + name + "-in will be made"}
 	for _, l := range links {
@@ -135,17 +125,9 @@ func examineReturnPort(links []netlink.Link, name string) Finding {
 // examineRules looks for policy routing.
 func (d *Dataplane) examineRules() Finding {
 	f := Finding{About: "routing rules", Text: "the default ones"}
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := d.nl.RuleList(family)
-		if err != nil {
-			continue
-		}
-		for _, r := range rules {
-			if r.Table != unix.RT_TABLE_LOCAL && r.Table != unix.RT_TABLE_MAIN && r.Table != unix.RT_TABLE_DEFAULT {
-				f.Grade, f.Text = Doubtful, "there is one that is not followed: "+r.String()
-				f.Cure = "nothing, if it is not about pods and Services: packets leave as the tables local and main have it"
-			}
-		}
+	if r := foreignRule(d.nl); r != nil {
+		f.Grade, f.Text = Doubtful, "there is one that is not followed: "+r.String()
+		f.Cure = "nothing, if it is not about pods and Services: packets leave as the tables local and main have it"
 	}
 	return f
 }

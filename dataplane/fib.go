@@ -40,6 +40,14 @@ type route struct {
 	metric  int
 }
 
+// hop is the next hop on the route's way to addr.
+func (r route) hop(addr [16]byte) [16]byte {
+	if r.gateway == ([16]byte{}) {
+		return addr
+	}
+	return r.gateway
+}
+
 // neighbour is a resolved link-layer address.
 type neighbour struct {
 	mac   [6]byte

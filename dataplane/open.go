@@ -93,6 +93,17 @@ func Open(cfg Config, log *slog.Logger) (_ *Dataplane, err error) {
 // onClose remembers a step of Close.
 func (d *Dataplane) onClose(f func() error) { d.undo = append(d.undo, f) }
 
+// named is the devices that the configuration names, and not by a pattern.
+func (d *Dataplane) named() map[string]bool {
+	names := map[string]bool{}
+	for i := range d.cfg.Ports {
+		if c := &d.cfg.Ports[i]; !c.isPattern() && c.Kind != KindNone {
+			names[c.Name] = true
+		}
+	}
+	return names
+}
+
 // wanted inspects the devices to be served. One that is named must be there, and be
 // one that can be; of the others a refusal is reported.
 func (d *Dataplane) wanted() ([]*port, error) {
@@ -100,12 +111,7 @@ func (d *Dataplane) wanted() ([]*port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing links: %w", err)
 	}
-	missing := map[string]bool{}
-	for i := range d.cfg.Ports {
-		if c := &d.cfg.Ports[i]; !c.isPattern() && c.Kind != KindNone {
-			missing[c.Name] = true
-		}
-	}
+	missing := d.named()
 	var ports []*port
 	f := d.egress.fib.Load()
 	for _, l := range links {

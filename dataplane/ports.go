@@ -190,7 +190,7 @@ func (d *Dataplane) openPort(p *port) (err error) {
 }
 
 // room is the longest packet that fits into a frame of the umem.
-func (d *Dataplane) room() int { return d.umem.MaxReceive() - etherLen - 8 } // two VLAN tags
+func (d *Dataplane) room() int { return xsk.MaxReceive(d.cfg.FrameSize) - etherLen - 8 } // two VLAN tags
 
 // fits refuses a port whose frames would not fit into the umem's, and widens the return
 // port to what p takes.

@@ -147,7 +147,10 @@ func (u *Umem) FrameSize() int { return int(u.chunk) }
 
 // MaxReceive is the longest frame that one chunk receives; without multi-buffer, longer ones
 // are dropped by the kernel and counted as RxDropped.
-func (u *Umem) MaxReceive() int { return int(u.chunk) - rxHeadroom - u.headroom }
+func (u *Umem) MaxReceive() int { return MaxReceive(int(u.chunk)) - u.headroom }
+
+// MaxReceive is that of a Umem with this frame size and no headroom of its own.
+func MaxReceive(frameSize int) int { return frameSize - rxHeadroom }
 
 // Pool is the stock of free frames.
 func (u *Umem) Pool() *Pool { return u.pool }
